@@ -1,0 +1,44 @@
+# One command to the finished report, one to all tests. Both make .venv themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help repro test lab report bench export clean
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+repro: $(BIN)/.installed  ## a fresh clone to the finished report of the active study (params.yaml)
+	@zeromodel study run
+
+test: $(BIN)/.installed   ## everything that CI runs
+	@echo "== style" && ruff check zeromodel tests
+	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
+	@echo "== tests (pytest)" && pytest -q tests
+
+lab: $(BIN)/.installed    ## JupyterLab on the notebooks
+	@jupyter lab nbs
+
+report: $(BIN)/.installed ## figures and page again from the runs in reports/; nothing is trained
+	@zeromodel study analyse
+
+bench: $(BIN)/.installed .venv-peers/.installed ## speed beside peers, in one run; the tables go to reports/bench
+	@PYTHONPATH=benchmarks python benchmarks/generator.py .venv-peers/bin/python
+
+export: $(BIN)/.installed ## the package and the README from the notebooks, which come out clean
+	@nbdev_clean && nbdev_export && nbdev_clean
+	@jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+
+clean:           ## remove what can be made again (not .venv, not the cache of trained weights)
+	rm -rf runs data
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@echo "== installing into .venv (about 2 GB; minutes the first time)"
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-peers/.installed:   # what is only measured against; its own environment, since it pins other versions
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check reasoning-gym==0.1.25
+	@touch $@
