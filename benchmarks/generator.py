@@ -1,0 +1,112 @@
+"""How many problems a second? The fast generator beside a plain one and beside reasoning_gym, in one run, text written to disk. `make bench`"""
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from naive_generator import naive_problems
+
+from zeromodel.tasks.causal_loop import settle
+from zeromodel.tasks.columns import FIELDS
+from zeromodel.tasks.files import write_dataset
+from zeromodel.tasks.suites import LEVELS, SUITES
+
+SUITE, TEXT = SUITES["standard"], ("id", "level", "depth", "tau", "text", "query", "answer", "hash")
+PEER = """
+import json, sys, time, reasoning_gym
+name, n, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+data = reasoning_gym.create_dataset(name, size=n, seed=0)
+began = time.perf_counter()
+with open(path, "w") as file:
+    for x in data: file.write(json.dumps({"question": x["question"], "answer": x["answer"]}) + "\\n")
+print(time.perf_counter() - began)
+"""
+
+
+def seconds(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def ours(folder: Path, level: int, n: int, threads: int = 2, fields=TEXT, **options) -> float:
+    write = lambda count: write_dataset(folder / "x", "standard", "train", {level: 1.}, count, 0, "parquet", fields, threads=threads, **options)
+    write(1000)                                                    # compiled, catalogue made
+    return n / seconds(lambda: write(n))
+
+
+def naive(folder: Path, level: int, n: int, distinct: bool = True) -> float:
+    def write():
+        with (folder / "x").open("w") as file:
+            for p in naive_problems(SUITE, "train", level, n, 0, distinct): file.write(json.dumps({"text": str(p), "query": p.query, "answer": [settle(p).values[v] for v in p.query]}) + "\n")
+    return n / seconds(write)
+
+
+def peer(folder: Path, python: str, name: str, n: int) -> float:
+    done = subprocess.run([python, "-c", PEER, name, str(n), str(folder / "x")], capture_output=True, text=True, check=True)
+    return n / float(done.stdout)
+
+
+def best(measure, repeat: int = 3) -> float:
+    "The best of some runs: what the machine can do when nothing else runs."
+    return max(measure() for _ in range(repeat))
+
+
+def measure(python: str, scale: float = 1.) -> list[dict]:
+    rows, sizes = [], {1: 3_000_000, 2: 600_000, 3: 600_000, 4: 300_000}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for level, n in sizes.items():
+            n = int(n * scale)
+            rows.append({"what": f"level {level}, {LEVELS[level]}", "text": best(lambda: ours(folder, level, n)), "text, duplicates allowed": best(lambda: ours(folder, level, n, distinct=False)),
+                         "whole samples": best(lambda: ours(folder, level, n // 3, fields=FIELDS)), "text, one thread": best(lambda: ours(folder, level, n // 2, threads=1)),
+                         "plain Python": best(lambda: naive(folder, level, {1: 2000, 2: 20, 3: 2000, 4: 4}[level]), 1)})
+            print(rows[-1], file=sys.stderr)
+        for name in ("chain_sum", "basic_arithmetic"):
+            rows.append({"what": f"reasoning_gym {name}", "text": best(lambda: peer(folder, python, name, int(20_000 * scale)))})
+    return rows
+
+
+def peak_memory(n: int) -> float:
+    "Gigabytes at most while `n` problems of all levels are written, in a process of its own."
+    code = f"""
+import resource, tempfile
+from pathlib import Path
+from zeromodel.tasks.columns import FIELDS
+from zeromodel.tasks.files import write_dataset
+with tempfile.TemporaryDirectory() as folder: write_dataset(Path(folder) / "x", "standard", "train", dict.fromkeys((1, 2, 3, 4), 1.), {n}, 0, "parquet", {TEXT!r}, threads=2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 2**20
+
+
+def machine() -> str:
+    "What it was measured on."
+    try: model = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def as_markdown(rows: list[dict], memory: dict[int, float]) -> str:
+    columns = list(dict.fromkeys(c for r in rows for c in r))
+    cell = lambda x: x if isinstance(x, str) else "" if x is None else f"{x:,.0f}"
+    lines = [f"Samples a second, best of three, two threads unless it says otherwise; {machine()}.", "", "| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(cell(r.get(c)) for c in columns) + " |" for r in rows]
+    ratio = rows[0]["text"] / max(r["text"] for r in rows if r["what"].startswith("reasoning_gym"))
+    lines += ["", f"Level 1 is written {ratio:,.0f} times as fast as the faster task of reasoning_gym, and {rows[0]['text'] / rows[0]['plain Python']:,.0f} times as fast as by plain Python.", ""]
+    lines += [f"Memory while {n:,} problems of all levels are written: {gigabytes:.2f} GB at most." for n, gigabytes in memory.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    python, out = sys.argv[1], Path("reports/bench")
+    rows = measure(python)
+    memory = {n: peak_memory(n) for n in (1_000_000, 10_000_000)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "generator.json").write_text(json.dumps({"machine": machine(), "samples_per_second": rows, "peak_gigabytes": memory}, indent=1) + "\n")
+    (out / "generator.md").write_text(as_markdown(rows, memory))
+    print((out / "generator.md").read_text())
