@@ -1,0 +1,137 @@
+"""The pipeline as a user has it: tiny studies in copies of the repository, killed and changed."""
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BIN, commit, copy_repository, run
+
+SEEDS = [0, 1]
+
+
+def shrink(folder: Path, **changes):
+    "A study of seconds: two experiments, two seeds, a hundred steps."
+    path = folder / "params.yaml"
+    p = yaml.safe_load(path.read_text())
+    p |= {"seeds": SEEDS, "run": ["baseline", "mla_lru_adaptive"], "contrast": {"control": "baseline", "treatment": "mla_lru_adaptive"}}
+    p["problems"] |= {"train": 2000, "validation": 50}
+    p["model"] |= {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "kv_latent_dim": 16, "rope_head_dim": 4}
+    p["training"] |= {"steps": 100, "batch_size": 16, "warmup_steps": 5, "evaluate_every": 10}
+    for e in p["experiments"].values():
+        for key in ("lru_intermediate_size", "lru_num_heads"): e.get("model", {}).pop(key, None)
+    path.write_text(yaml.safe_dump(p | changes, sort_keys=False))
+    commit(folder, "small")
+
+
+def study(folder: Path, check: bool = True) -> subprocess.CompletedProcess:
+    return run("zeromodel", "study", "run", cwd=folder, check=check)
+
+
+def ran(done: subprocess.CompletedProcess) -> set[str]:
+    "The stages that DVC ran."
+    return {line.split("'")[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("Running stage")}
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((folder / "runs").rglob("model/model.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, benchmark):
+    "A finished small study, what it printed, and its weights."
+    folder = copy_repository(tmp_path_factory.mktemp("study") / "copy", benchmark)
+    shrink(folder)
+    return folder, study(folder), weights(folder)
+
+
+def edit(folder: Path, name: str, old: str, new: str):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+
+
+def test_reaches_the_report(finished):
+    folder, done, trained = finished
+    assert len(trained) == 4 and len(set(trained.values())) == 4            # other seeds, other weights
+    assert "Verdict:" in done.stdout and "baseline" in done.stdout
+    page = (folder / "reports/nano/index.html").read_text()
+    for source in ("figures/accuracy/1_accuracy_by_depth.svg", "runs/baseline/0/manifest.json"): assert source in page and (folder / "reports/nano" / source).exists()
+
+
+def test_only_what_depends_on_a_change_runs_again(finished):
+    folder, _, trained = finished
+    assert ran(study(folder)) == set()
+    edit(folder, "zeromodel/model/lru.py", '"Causal multi-head attention over latents', '"Attention over latents')
+    assert ran(study(folder)) <= {"code"}                                     # a docstring: looked at, nothing rerun
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["experiments"]["baseline"]["training"] = {"learning_rate": 0.002}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    again = ran(study(folder))
+    assert {"configs", "train@baseline", "evaluate@baseline", "report"} <= again
+    assert not {"problems", "train@mla_lru_adaptive", "evaluate@mla_lru_adaptive"} & again
+    changed = {name for name, digest in weights(folder).items() if trained[name] != digest}
+    assert changed == {name for name in trained if "/baseline/" in name}
+
+
+def processes_in(folder: Path) -> list[int]:
+    "Living processes that work in `folder`."
+    found = []
+    for p in Path("/proc").iterdir():
+        try:
+            if p.name.isdigit() and os.readlink(p / "cwd") == str(folder) and "Z" not in (p / "stat").read_text().rpartition(")")[2].split()[0]: found.append(int(p.name))
+        except OSError: pass
+    return found
+
+
+def killed_in_training(folder: Path, victim: str) -> bool:
+    "Start the study and SIGKILL `victim` at a random moment of its last experiment; whether that was before the end. No process is left."
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = subprocess.Popen(["dvc", "repro"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.time() + 300
+    while not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints")) and time.time() < deadline: time.sleep(0.02)
+    time.sleep(0.5 * random.random())
+    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_in(folder)}
+    trainers = [pid for pid, c in named.items() if b"zeromodel\0train\0" in c]
+    dvcs = [pid for pid, c in named.items() if b"dvc\0repro\0" in c]
+    for pid in {"trainer": trainers, "dvc": dvcs, "both": trainers + dvcs}[victim]: os.kill(pid, signal.SIGKILL)
+    command.wait(60)
+    deadline = time.time() + 20
+    while processes_in(folder) and time.time() < deadline: time.sleep(0.1)
+    assert processes_in(folder) == []
+    return bool(trainers and dvcs) and len(weights(folder)) < 4
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for orphans in /proc")
+@pytest.mark.parametrize("victim", ["trainer", "dvc", "both"])
+def test_killed_and_run_again(copy, finished, victim):
+    "SIGKILL in training: no orphan is left, and the next run ends with the weights of an unbroken one."
+    shrink(copy)
+    for _ in range(5):
+        if killed_in_training(copy, victim): break
+        run("git", "clean", "-qfdx", "runs", "reports", cwd=copy)      # a fast machine was done before: again from nothing
+        run("git", "checkout", "-q", ".", cwd=copy)
+    else: pytest.fail("training was over before it could be killed, five times")
+    study(copy)
+    assert weights(copy) == finished[2]
+
+
+@pytest.mark.parametrize("path, change, expected", [
+    ("training", {"learning_rat": 1}, "training.learning_rat: no such key; did you mean training.learning_rate?"),
+    ("model", {"hidden_size": -64}, "model.hidden_size=-64: must be a whole number of at least 1"),
+    ("", {"run": ["baseline", "mla_onli"]}, "run='mla_onli': must be one of"),
+])
+def test_mistakes_are_refused_before_anything_is_written(copy, path, change, expected):
+    params = yaml.safe_load((copy / "params.yaml").read_text())
+    (params[path] if path else params).update(change)
+    (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    before = run("git", "status", "--porcelain", "--ignored", cwd=copy).stdout.split()
+    done = study(copy, check=False)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert expected in done.stderr
+    written = set(run("git", "status", "--porcelain", "--ignored", cwd=copy).stdout.split()) - set(before)
+    assert all("__pycache__" in name for name in written - {"!!"}), written
