@@ -35,7 +35,7 @@ def report_folder(study: str) -> Path: return Path("reports") / study     # numb
 STAGE_CODE = {      # what each stage runs
     "configs": ("zeromodel.study.experiments",),
     "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
-    "train": ("zeromodel.training.trainer",),
+    "train": ("zeromodel.training.runs",),
     "evaluate": ("zeromodel.evaluation.evaluator",),
     "report": ("zeromodel.study.report",),
 }
@@ -61,13 +61,15 @@ def write_problems():
     from zeromodel.study.experiments import read_study
     from zeromodel.tasks.generate import problems
     from zeromodel.tasks.suites import SUITES
-    from zeromodel.tasks.tokens import encode, make_tokenizer
-    study, _ = read_study()
+    from zeromodel.tasks.answers import encode_as
+    from zeromodel.tasks.tokens import make_tokenizer
+    study, configs = read_study()
+    formats = sorted({c.training.format for c in configs.values()})
     suite, p, arrays = SUITES[study.problems.suite], study.problems, {}
     for split, n in (("train", p.train), ("validation", p.validation)):
         drawn = problems(suite, split, p.levels, n, p.seed, p.forward, distinct=False)
         drawn = [problem for _, problem in tqdm(drawn, total=n, desc=f"{split} problems", delay=2, mininterval=1)]
-        arrays |= {f"{split}/{k}": v.astype(np.int16) for k, v in encode(drawn, make_tokenizer(suite.modulus, suite.num_names)).items()}
+        for f in formats: arrays |= {f"{f}/{split}/{k}": v.astype(np.int16) for k, v in encode_as(f, drawn, make_tokenizer(suite.modulus, suite.num_names)).items()}
     folder = run_folder(study.study)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / ".problems.partial.npz", **arrays)
@@ -79,7 +81,7 @@ def train_seed(config: dict[str, Any], seed: int, step: Any):
     import torch
     import transformers
     from zeromodel.study.experiments import build
-    from zeromodel.training.trainer import RunConfig, train
+    from zeromodel.training.runs import RunConfig, train
     die_with_parent()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -94,7 +96,7 @@ def train_seed(config: dict[str, Any], seed: int, step: Any):
 # %% ../../nbs/study/pipeline.ipynb #cell-09
 def train_experiment(study: str, experiment: str, seeds: list[int] | None = None) -> list[dict[str, Any]]:
     "Stage `train`: all `seeds` (default: the study's) of one experiment, side by side. Returns their manifests. Raises `PipelineError` when a worker dies."
-    import zeromodel.training.trainer  # noqa: F401  loaded once, before the fork
+    import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
     if "DVC_STAGE" in os.environ: die_with_parent()       # a stage must not outlive its pipeline; by hand it may outlive its shell
     spec = read_json(report_folder(study) / "configs" / f"{experiment}.json")
     seeds, steps = seeds or spec["seeds"], spec["config"]["training"]["steps"]

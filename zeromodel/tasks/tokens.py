@@ -54,15 +54,19 @@ def score(logits, labels):
 
 # %% ../../nbs/tasks/tokens.ipynb #cell-13
 def encode_generative(problems: list[Problem], tokenizer: PreTrainedTokenizerFast, with_trace: bool = False) -> dict[str, np.ndarray]:
-    "Encode `problem; answers[EOS]`, or `problem; trace; answers[EOS]`, padded on the right: `input_ids`, `attention_mask`, `labels` [number of problems, length]; labels begin behind the problem."
+    "Encode `problem; answers[EOS]`, or `problem; trace; answers[EOS]`, padded on the right: `input_ids`, `attention_mask`, `labels`, which begin behind the problem, `query_depth`, set where an answered value stands; all [number of problems, length]."
     prompts, responses = [f"{p};" for p in problems], []
     for p in problems:
         answers = " ".join(f"{v}={solve(p).values[v]}" for v in p.query)
         responses.append(f"{trace(p)}; {answers}{tokenizer.eos_token}" if with_trace else answers + tokenizer.eos_token)
     batch = tokenizer([f"{a} {b}" for a, b in zip(prompts, responses)], padding=True, return_tensors="np", return_token_type_ids=False)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     before = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])[:, None]
-    said = (np.arange(batch["input_ids"].shape[1]) >= before) & (batch["attention_mask"] == 1)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": np.where(said, batch["input_ids"], IGNORE)}
+    query_depth = np.full_like(ids, -1)
+    for row, p in enumerate(problems):
+        end, depth = mask[row].sum() - 2, depths(p)              # the last value; each takes three tokens
+        for i, v in enumerate(reversed(p.query)): query_depth[row, end - 3 * i] = depth[v]
+    return {"input_ids": ids, "attention_mask": mask, "labels": np.where((np.arange(ids.shape[1]) >= before) & (mask == 1), ids, IGNORE), "query_depth": query_depth}
 
 
 def read_generated(text: str) -> dict[str, int]:
