@@ -241,4 +241,5 @@ def validate_model(config: DeepSeekMLAConfig):
     if config.intermediate_size is None: config.intermediate_size = -(-8 * config.hidden_size // 24) * 8
     check_positive(config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_loops")
     config.mla(), config.lru()
+    check(config.attention == "mla" or not config.use_lru, "use_lru", config.use_lru, "the unit refines the latent of attention='mla'")
     for i in config.lru_layers or []: check(0 <= i < config.num_hidden_layers, "lru_layers", config.lru_layers, f"layers are 0 to {config.num_hidden_layers - 1}")
