@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'study_run', 'print_summary', 'study_analyse', 'study_check',
            'study_show', 'study_code', 'study_configs', 'study_problems', 'study_notebook', 'train', 'evaluate',
-           'report', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit', 'audit']
+           'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit',
+           'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
 import subprocess
@@ -161,6 +162,21 @@ def report():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.report import write_report
         write_report(report_folder(study_name()))
+
+# %% ../nbs/cli.ipynb #x
+@app.command()
+def params(
+    example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in the text that operations and cache are counted for.")] = 64,
+    latex: Annotated[bool, typer.Option(help="A LaTeX table.")] = False,
+):
+    "Parameters, FLOPs and cache of the models of the study, beside each other. Example: zeromodel params --length 256"
+    with one_line_errors():
+        import yaml
+        from zeromodel.evaluation.param_counter import compare_configurations, example_costs, resolved_costs
+        costs = example_costs() if example else resolved_costs(Path("reports") / yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"] / "configs")
+        table = compare_configurations(costs, reference="mla_lru" if example else None, length=length)
+        typer.echo(table.to_latex() if latex else table)
 
 # %% ../nbs/cli.ipynb #cell-14
 def level_list(text: str) -> dict[int, float]:
