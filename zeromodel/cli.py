@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'study_run', 'print_summary', 'study_analyse', 'study_check',
-           'study_show', 'study_code', 'study_configs', 'study_problems', 'study_notebook', 'train', 'evaluate',
-           'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit',
+           'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_notebook', 'train',
+           'evaluate', 'report', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit',
            'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
@@ -85,16 +85,26 @@ def study_check():
 
 @study_app.command("show")
 def study_show(experiment: str):
-    "The resolved configuration of one experiment. Example: zeromodel study show mla_lru_adaptive"
+    "The resolved configuration of one experiment, and where each value was set. Example: zeromodel study show mla_lru_adaptive"
     with one_line_errors():
-        import yaml
-        from dataclasses import asdict
-        from zeromodel.model.config import check_choice
-        from zeromodel.study.experiments import StudyError, read_study
-        _, configs = read_study()
-        try: check_choice("experiment", experiment, tuple(configs))
+        from zeromodel.model.parts import check_choice
+        from zeromodel.study.experiments import StudyError, origins, read_study
+        study, _ = read_study()
+        try: check_choice("experiment", experiment, tuple(study.experiments))
         except ValueError as e: raise StudyError(str(e)) from None
-        typer.echo(yaml.safe_dump(asdict(configs[experiment]), sort_keys=False))
+        rows = [(key, str(value), where) for key, (value, where) in origins(study, experiment).items()]
+        wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
+        for key, value, where in rows: typer.echo(f"{key:<{wide[0]}}  {value:<{wide[1]}}  {where}")
+
+
+@study_app.command("use")
+def study_use(name: str):
+    "Make a study the active one: params.yaml becomes studies/NAME.yaml and studies/experiments.yaml, one after the other. Example: zeromodel study use micro"
+    with one_line_errors():
+        from zeromodel.study.experiments import compose
+        from zeromodel.training.checkpoints import write_atomically
+        write_atomically(Path("params.yaml"), compose(name))
+        typer.echo(f"params.yaml is study {name} now; 'git diff params.yaml' shows what has changed")
 
 # %% ../nbs/cli.ipynb #cell-10
 @study_app.command("code", hidden=True)
@@ -126,23 +136,24 @@ def study_notebook(name: str):
 # %% ../nbs/cli.ipynb #cell-11
 @app.command()
 def train(
-    experiment: str,
+    experiments: Annotated[list[str], typer.Argument(help="Names of experiments of the active study, or 'all'.")],
     seed: Annotated[Optional[list[int]], typer.Option(help="Train this seed only; may be given several times.")] = None,
+    at_once: Annotated[Optional[int], typer.Option(min=1, help="Runs at the same time; default all.")] = None,
+    stop_after: Annotated[float, typer.Option(min=1, help="Seconds after which to stop; the same call again goes on from there.")] = float("inf"),
     gpus: Annotated[int, typer.Option(min=1, help="Processes that share every batch of a run, one for each device (torchrun).")] = 1,
     base_model: Annotated[Optional[str], typer.Option(help="Start from this Llama or Qwen2.5 checkpoint, a folder or a name on the hub, converted; train it on problems in words.")] = None,
     keep_going: Annotated[bool, typer.Option(help="Exit with 0 although a run's loss was no longer a number; it is recorded as failed either way.")] = False,
 ):
-    "Train the seeds of one experiment side by side; resumes where a run was stopped. Example: zeromodel train baseline --seed 0"
+    "Train all seeds of experiments side by side; resumes where a run was stopped. Example: zeromodel train baseline --seed 0"
     with one_line_errors():
-        from zeromodel.study.experiments import StudyError
-        from zeromodel.study.pipeline import prepared, report_folder, study_name, train_experiment
+        from zeromodel.study.pipeline import experiments_named, prepared, study_name, train_experiments
         study = study_name()
-        if not (report_folder(study) / "configs" / f"{experiment}.json").exists(): raise StudyError(f"{experiment}: no such experiment in study {study}, or not resolved yet: 'zeromodel study run' does it all")
-        prepared(study, experiment, base_model)
+        names = experiments_named(study, experiments)
         if gpus > 1:
+            for name in names: prepared(study, name, base_model)
             told = [x for s in seed or [] for x in ("--seed", str(s))] + (["--base-model", base_model] if base_model else []) + keep_going * ["--keep-going"]
-            raise typer.Exit(subprocess.call(["torchrun", "--standalone", "--nproc-per-node", str(gpus), "--no-python", "zeromodel", "train", experiment, *told]))
-        failed = [m for m in train_experiment(study, experiment, seed, base_model) if m.get("status") == "failed"]
+            raise typer.Exit(subprocess.call(["torchrun", "--standalone", "--nproc-per-node", str(gpus), "--no-python", "zeromodel", "train", *names, *told]))
+        failed = [m for m in train_experiments(study, names, seed, base_model, at_once=at_once, stop_after=stop_after) if m.get("status") == "failed"]
     for m in failed: typer.secho(f"zeromodel: {m['experiment']}, seed {m['seed']} failed: {m['error']}", err=True, fg=typer.colors.RED)
     if failed and not keep_going: raise typer.Exit(1)
 
@@ -162,21 +173,6 @@ def report():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.report import write_report
         write_report(report_folder(study_name()))
-
-# %% ../nbs/cli.ipynb #x
-@app.command()
-def params(
-    example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in the text that operations and cache are counted for.")] = 64,
-    latex: Annotated[bool, typer.Option(help="A LaTeX table.")] = False,
-):
-    "Parameters, FLOPs and cache of the models of the study, beside each other. Example: zeromodel params --length 256"
-    with one_line_errors():
-        import yaml
-        from zeromodel.evaluation.param_counter import compare_configurations, example_costs, resolved_costs
-        costs = example_costs() if example else resolved_costs(Path("reports") / yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"] / "configs")
-        table = compare_configurations(costs, reference="mla_lru" if example else None, length=length)
-        typer.echo(table.to_latex() if latex else table)
 
 # %% ../nbs/cli.ipynb #cell-14
 def level_list(text: str) -> dict[int, float]:
