@@ -235,9 +235,9 @@ def study_name() -> str:
     return yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"]
 
 
-def reproduce():
-    "`params.yaml` to the finished report. Raises `StudyError` or `PipelineError` before anything runs when something is wrong."
+def reproduce(*stages: str):
+    "`params.yaml` to the finished report, or to the end of `stages`. Raises `StudyError` or `PipelineError` before anything runs when something is wrong."
     check_study()
     check_benchmark()
     from dvc.cli import main
-    if main(["repro"]): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
+    if main(["repro", *stages]): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
