@@ -15,13 +15,13 @@ SEEDS = [0, 1]
 
 
 def shrink(folder: Path, **changes):
-    "A study of seconds: two experiments, two seeds, a hundred steps."
+    "A study of seconds: two experiments, two seeds, two hundred steps."
     path = folder / "params.yaml"
     p = yaml.safe_load(path.read_text())
     p |= {"seeds": SEEDS, "run": ["baseline", "mla_lru_adaptive"], "contrast": {"control": "baseline", "treatment": "mla_lru_adaptive"}}
     p["problems"] |= {"train": 2000, "validation": 50}
     p["model"] |= {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "kv_latent_dim": 16, "rope_head_dim": 4}
-    p["training"] |= {"steps": 100, "batch_size": 16, "warmup_steps": 5, "evaluate_every": 10}
+    p["training"] |= {"steps": 200, "batch_size": 16, "warmup_steps": 5, "evaluate_every": 10}
     for e in p["experiments"].values():
         for key in ("lru_intermediate_size", "lru_num_heads"): e.get("model", {}).pop(key, None)
     path.write_text(yaml.safe_dump(p | changes, sort_keys=False))
@@ -88,13 +88,13 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def killed_in_training(folder: Path, victim: str) -> bool:
-    "Start the study and SIGKILL `victim` at a random moment of its last experiment; whether that was before the end. No process is left."
+def killed_in_training(folder: Path, victim: str, within: float) -> bool:
+    "Start the study and SIGKILL `victim` at a random moment `within` so many seconds of the first checkpoint of its last experiment; whether that was before the end. No process is left."
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen(["dvc", "repro"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 300
     while not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints")) and time.time() < deadline: time.sleep(0.02)
-    time.sleep(0.5 * random.random())
+    time.sleep(within * random.random())
     named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_in(folder)}
     trainers = [pid for pid, c in named.items() if b"zeromodel\0train\0" in c]
     dvcs = [pid for pid, c in named.items() if b"dvc\0repro\0" in c]
@@ -111,11 +111,11 @@ def killed_in_training(folder: Path, victim: str) -> bool:
 def test_killed_and_run_again(copy, finished, victim):
     "SIGKILL in training: no orphan is left, and the next run ends with the weights of an unbroken one."
     shrink(copy)
-    for _ in range(5):
-        if killed_in_training(copy, victim): break
+    for within in (1, .3, .1, 0):                                       # the first checkpoint comes after a twentieth of the steps
+        if killed_in_training(copy, victim, within): break
         run("git", "clean", "-qfdx", "runs", "reports", cwd=copy)      # a fast machine was done before: again from nothing
         run("git", "checkout", "-q", ".", cwd=copy)
-    else: pytest.fail("training was over before it could be killed, five times")
+    else: pytest.fail("training was over before it could be killed, four times")
     study(copy)
     assert weights(copy) == finished[2]
 

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'study_run', 'print_summary', 'study_analyse', 'study_check',
            'study_show', 'study_code', 'study_configs', 'study_problems', 'study_notebook', 'train', 'evaluate',
-           'report', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit', 'audit']
+           'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data', 'draw_for_audit',
+           'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,15 +128,21 @@ def study_notebook(name: str):
 def train(
     experiment: str,
     seed: Annotated[Optional[list[int]], typer.Option(help="Train this seed only; may be given several times.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes that share every batch of a run, one for each device (torchrun).")] = 1,
+    base_model: Annotated[Optional[str], typer.Option(help="Start from this Llama or Qwen2.5 checkpoint, a folder or a name on the hub, converted; train it on problems in words.")] = None,
     keep_going: Annotated[bool, typer.Option(help="Exit with 0 although a run's loss was no longer a number; it is recorded as failed either way.")] = False,
 ):
     "Train the seeds of one experiment side by side; resumes where a run was stopped. Example: zeromodel train baseline --seed 0"
     with one_line_errors():
         from zeromodel.study.experiments import StudyError
-        from zeromodel.study.pipeline import report_folder, study_name, train_experiment
+        from zeromodel.study.pipeline import prepared, report_folder, study_name, train_experiment
         study = study_name()
         if not (report_folder(study) / "configs" / f"{experiment}.json").exists(): raise StudyError(f"{experiment}: no such experiment in study {study}, or not resolved yet: 'zeromodel study run' does it all")
-        failed = [m for m in train_experiment(study, experiment, seed) if m["status"] == "failed"]
+        prepared(study, experiment, base_model)
+        if gpus > 1:
+            told = [x for s in seed or [] for x in ("--seed", str(s))] + (["--base-model", base_model] if base_model else []) + keep_going * ["--keep-going"]
+            raise typer.Exit(subprocess.call(["torchrun", "--standalone", "--nproc-per-node", str(gpus), "--no-python", "zeromodel", "train", experiment, *told]))
+        failed = [m for m in train_experiment(study, experiment, seed, base_model) if m.get("status") == "failed"]
     for m in failed: typer.secho(f"zeromodel: {m['experiment']}, seed {m['seed']} failed: {m['error']}", err=True, fg=typer.colors.RED)
     if failed and not keep_going: raise typer.Exit(1)
 
@@ -154,6 +162,21 @@ def report():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.report import write_report
         write_report(report_folder(study_name()))
+
+# %% ../nbs/cli.ipynb #x
+@app.command()
+def params(
+    example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in the text that operations and cache are counted for.")] = 64,
+    latex: Annotated[bool, typer.Option(help="A LaTeX table.")] = False,
+):
+    "Parameters, FLOPs and cache of the models of the study, beside each other. Example: zeromodel params --length 256"
+    with one_line_errors():
+        import yaml
+        from zeromodel.evaluation.param_counter import compare_configurations, example_costs, resolved_costs
+        costs = example_costs() if example else resolved_costs(Path("reports") / yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"] / "configs")
+        table = compare_configurations(costs, reference="mla_lru" if example else None, length=length)
+        typer.echo(table.to_latex() if latex else table)
 
 # %% ../nbs/cli.ipynb #cell-14
 def level_list(text: str) -> dict[int, float]:
@@ -193,7 +216,6 @@ def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: 
     with whole_files(out) as folder:
         for split, count in sizes.items(): write_split(folder / f"{split}.{end}", suite, split, level_list(levels), count, seed, format, **options)
     for split, count in sizes.items(): typer.echo(f"{count:>12,} problems in {out}/{split}.{end}")
-
 
 # %% ../nbs/cli.ipynb #cell-16
 @app.command()

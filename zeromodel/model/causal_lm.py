@@ -83,11 +83,11 @@ class DeepSeekMLAModel(DeepSeekMLAPreTrainedModel):
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-09
 @patch
-def prepare(self: DeepSeekMLAModel, x: Tensor, attention_mask, position_ids, document_ids, cache: Cache | None):
+def prepare(self: DeepSeekMLAModel, x: Tensor, attention_mask, position_ids, document_ids, cache: Cache | None, num_loops: int):
     "The layout of the batch, checked against the cache. Raises `ValueError`."
     config, past, capacity = self.config, 0, None
     if cache is not None:
-        past, capacity = furnish(cache, config.num_loops * config.num_hidden_layers), cache.get_max_length()
+        past, capacity = furnish(cache, num_loops * config.num_hidden_layers), cache.get_max_length()
         if self.training and self.is_activation_checkpointing: raise ValueError("past_key_values: not together with gradient checkpointing, which runs every layer twice")
         if -1 < capacity < past + x.shape[1]: raise ValueError(f"past_key_values: made for {capacity} tokens, asked to hold {past + x.shape[1]}")
     if config.use_lru and config.lru_halting in ("confidence", "convergence") and self.read_out is None:
@@ -96,10 +96,10 @@ def prepare(self: DeepSeekMLAModel, x: Tensor, attention_mask, position_ids, doc
 
 
 @patch
-def loop(self: DeepSeekMLAModel, embedded: Tensor, told: dict, output_hidden_states: bool) -> tuple[tuple, tuple, tuple]:
+def loop(self: DeepSeekMLAModel, embedded: Tensor, num_loops: int, told: dict, output_hidden_states: bool) -> tuple[tuple, tuple, tuple]:
     "Through all blocks, `num_loops` times: hidden states (before each block when asked for, and after the last norm), attention weights, what the units did."
     x, hidden, rest = embedded, [], []
-    for loop in range(self.config.num_loops):
+    for loop in range(num_loops):
         if loop: x = x + embedded
         for i, layer in enumerate(self.layers):
             if output_hidden_states: hidden.append(x)
@@ -121,15 +121,18 @@ def forward(
     inputs_embeds: Tensor | None = None,    # [B,S,D], instead of input_ids
     use_cache: bool | None = None,
     document_ids: Tensor | None = None,     # [B,S], instead of position_ids
+    num_loops: int | None = None,           # other than the configuration's
     output_attentions: bool = False, output_hidden_states: bool = False, **kwargs,
 ) -> DeepSeekMLAOutput:
     "`kwargs`: `UNIT_OPTIONS`; others are ignored, as in transformers. Raises `ValueError` for what does not fit together."
     if (input_ids is None) == (inputs_embeds is None): raise ValueError("give exactly one of input_ids and inputs_embeds")
     x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     if past_key_values is None and use_cache: past_key_values = DynamicCache()
-    told = dict(layout=self.prepare(x, attention_mask, position_ids, document_ids, past_key_values), cache=past_key_values, head=self.read_out, backend=self.config._attn_implementation,
+    num_loops = self.config.num_loops if num_loops is None else num_loops
+    if num_loops < 1: raise ValueError(f"num_loops={num_loops}: must be at least 1")
+    told = dict(layout=self.prepare(x, attention_mask, position_ids, document_ids, past_key_values, num_loops), cache=past_key_values, head=self.read_out, backend=self.config._attn_implementation,
                 output_attentions=output_attentions) | {k: kwargs[k] for k in UNIT_OPTIONS if k in kwargs}
-    hidden, attentions, lru_outputs = self.loop(x, told, output_hidden_states)
+    hidden, attentions, lru_outputs = self.loop(x, num_loops, told, output_hidden_states)
     return DeepSeekMLAOutput(last_hidden_state=hidden[-1], past_key_values=past_key_values, hidden_states=hidden if output_hidden_states else None,
                              attentions=attentions if output_attentions else None, lru_outputs=tuple(u for u in lru_outputs if u is not None))
 

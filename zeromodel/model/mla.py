@@ -20,6 +20,7 @@ from .config import LRUConfig, MLAConfig
 from .layout import Layout, lay_out
 from .lru import LatentReasoningUnit, LRUOutput
 from .rope import apply_rotary, rotary_angles, rotary_frequencies, softmax_magnitude
+from .sizes import absorbing_pays
 
 # %% ../../nbs/model/mla.ipynb #cell-06
 def attention(
@@ -149,9 +150,7 @@ def absorb(self: MLAAttention, q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor,
 @patch
 def absorbs(self: MLAAttention, S: int, T: int) -> bool:
     "Whether the absorbed path takes fewer multiplications for S queries and T keys."
-    m = self.config
-    H, G, dc, wide = m.num_attention_heads, m.num_key_value_heads, m.kv_latent_dim, m.head_dim + m.v_head_dim
-    return S * H * dc * wide + S * T * H * (2 * dc + m.rope_head_dim) < T * dc * G * wide + S * T * H * (wide + m.rope_head_dim)
+    return absorbing_pays(self.config, S, T)
 
 # %% ../../nbs/model/mla.ipynb #cell-17
 @patch

@@ -20,7 +20,8 @@ from ..evaluation.param_counter import count_parameters, match_parameters
 from ..model.config import BackboneConfig, DeepSeekMLAConfig, check, check_choice, check_positive
 from ..tasks.suites import LEVELS, SUITES
 from ..tasks.tokens import make_tokenizer
-from ..training.trainer import RunConfig, TrainingConfig
+from ..training.runs import RunConfig
+from ..training.trainer import TrainingConfig
 
 # %% ../../nbs/study/experiments.ipynb #cell-06
 @dataclass

@@ -48,6 +48,7 @@ class LossWeights:
     sparsity: float = 0.01
     ponder: float = 0.001
     sparsity_target: float = 0.5
+    warmup_steps: int = 0                # over which the three grow from nothing
 
     def __post_init__(self):
         for key, value in vars(self).items(): check(value >= 0, key, value, "must not be negative")
@@ -61,7 +62,7 @@ def token_mean(x: Tensor, attention_mask: Tensor | None, num_tokens: Tensor | in
 # %% ../../nbs/training/losses.ipynb #cell-15
 class LatentReasoningLoss:
     "The criterion of `DeepSeekMLAForCausalLM`: the weighted terms that the loss is the sum of, each averaged over the units that ran."
-    def __init__(self, weights: LossWeights): self.weights = weights
+    def __init__(self, weights: LossWeights): self.weights, self.share = weights, 1.       # share: of the weights, during their warm-up
 
     def __call__(self, outputs: DeepSeekMLAOutput, labels: Tensor, attention_mask: Tensor | None = None, num_items_in_batch=None, num_tokens_in_batch=None) -> dict[str, Tensor]:
         terms = {"prediction": prediction_loss(outputs.logits, labels, num_items_in_batch)}
@@ -71,5 +72,5 @@ class LatentReasoningLoss:
             for name, term in each.items():
                 with torch.set_grad_enabled(torch.is_grad_enabled() and getattr(w, name) > 0):
                     value = token_mean(term(out), attention_mask, num_tokens_in_batch)
-                terms[f"{name}/unit_{i}"] = getattr(w, name) * value / len(units)
+                terms[f"{name}/unit_{i}"] = self.share * getattr(w, name) * value / len(units)
         return terms
