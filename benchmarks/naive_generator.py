@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import product
 
 from zeromodel.tasks.causal_loop import NeverSettles, Problem, Rule, canonical_hash, canonical_hashes, depths, relevant, settle
-from zeromodel.tasks.suites import Suite, splits_of
+from zeromodel.tasks.suites import Suite, difficulties, splits_of
 
 
 def number(rng: random.Random, operator: str, m: int) -> int: return rng.randrange(2 if operator in "*%" else 1, m)
@@ -32,7 +32,8 @@ def chain_problem(rng: random.Random, suite: Suite, level: int, depth: int) -> P
         level_of[name] = level_of[left] + 1
     asked = names[own[depth]]
     problem = Problem(m, tuple(rules), (asked,))
-    path = [r for r in rules if r.operator and r.target in relevant(problem, (asked,))]
+    needed = relevant(problem, (asked,))
+    path = [r for r in rules if r.operator and r.target in needed]
     kinds = [r.operator == "*" for r in path]
     if level == 1 and sum(a != b for a, b in zip(kinds, kinds[1:])) < min(depth - 1, 2): return None
     return None if level == 3 and not any(len(r.reads) == 2 for r in path) else problem
@@ -78,7 +79,7 @@ def loop_problem(rng: random.Random, suite: Suite, level: int, tau: int) -> Prob
 
 def naive_problems(suite: Suite, split: str, level: int, n: int, seed: int, distinct: bool):
     "`n` problems, difficulties in turn."
-    rng, steps, seen = random.Random(seed), suite.difficulties(level), set()
+    rng, steps, seen = random.Random(seed), difficulties(suite, level), set()
     for i in range(n):
         while True:
             problem = (chain_problem if level in (1, 3) else loop_problem)(rng, suite, level, steps[i % len(steps)])

@@ -244,12 +244,14 @@ def data(
         write_frozen_suites(out)
 
 # %% ../nbs/cli.ipynb #cell-19
-def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int, seed: int):
-    "A large draw of `suite`: cells of the frozen files are too small to show that a shortcut is worth less than two points."
+def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
+    "A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough to show in each cell, in either order of the rules, that a shortcut is worth less than two points. (Those of the frozen files are too small.)"
     from zeromodel.tasks.files import FROZEN_SIZES, write_dataset
-    from zeromodel.tasks.suites import suite_named
-    suite_named(suite)
-    levels = dict.fromkeys(FROZEN_SIZES[suite], 1.)
+    from zeromodel.tasks.suites import difficulties, suite_named
+    from zeromodel.tasks.verdicts import questions_needed
+    drawn = suite_named(suite)
+    levels = {level: len(difficulties(drawn, level)) for level in FROZEN_SIZES[suite]}
+    num_test = num_test or int(2 * 1.1 * questions_needed(drawn.modulus)) * sum(levels.values())       # 1.1: cells are not equally full
     for split, n in (("train", num_train), ("validation", num_test // 10), ("test", num_test)):
         write_dataset(folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=.5, distinct=False)
 
@@ -259,8 +261,8 @@ def audit(
     suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
     folder: Annotated[Optional[Path], typer.Option(help="Audit the files train, validation, test (.jsonl or .parquet) in this folder instead of a draw of the suite.")] = None,
     num_train: Annotated[int, typer.Option(min=1)] = 20_000,
-    num_test: Annotated[int, typer.Option(min=10)] = 24_000,
-    out: Annotated[Path, typer.Option(help="Where audit.json, audit.md and the figures go.")] = Path("reports/audit"),
+    num_test: Annotated[Optional[int], typer.Option(min=10, help="Default: enough for every cell.")] = None,
+    out: Annotated[Path, typer.Option(help="Where SUITE/audit.json and SUITE/audit.md go; the figures are made by 'make audit'.")] = Path("reports/audit"),
     seed: int = 0,
 ):
     "Try every shortcut on a suite. Exit code 1 when one works without a declared reason. Example: zeromodel audit --suite standard"
