@@ -177,7 +177,7 @@ def evaluate_experiment(study: str, experiment: str):
     from zeromodel.tasks.records import read_jsonl
     spec = read_json(report_folder(study) / "configs" / f"{experiment}.json")
     transformers.logging.disable_progress_bar()
-    table = evaluate_seeds(run_folder(study) / "train" / experiment, spec["seeds"], read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"))
+    table = evaluate_seeds(run_folder(study) / "train" / experiment, spec["seeds"], read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"])
     write_atomically(report_folder(study) / "evaluation" / f"{experiment}.csv", table.to_csv(index=False))
 
 # %% ../../nbs/study/pipeline.ipynb #cell-16
