@@ -16,7 +16,7 @@ from zeromodel.model.cache import measured_bytes
 from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
 from zeromodel.model.config import DeepSeekMLAConfig
 from zeromodel.model.parts import CELLS, HALTINGS, ModelSizes
-from zeromodel.model.sizes import cache_bytes
+from zeromodel.model.sizes import activation_bytes, cache_bytes
 from zeromodel.study.experiments import model_config, read_study, resolve
 
 STUDY, _ = read_study(ROOT / "params.yaml")
@@ -92,6 +92,30 @@ def test_random_configurations_remember_the_bytes_that_were_computed(keys, lengt
     config = DeepSeekMLAConfig(**keys)
     with torch.no_grad(): past = DeepSeekMLAForCausalLM(config)(torch.zeros(batch, length, dtype=torch.long), use_cache=True).past_key_values
     assert measured_bytes(past) == cache_bytes(ModelSizes(**keys), length, batch)
+
+
+def kept_for_backward(config, length: int, batch: int) -> int:
+    "Bytes of all tensors that autograd keeps, those of the model itself left out; a storage counts once."
+    model = DeepSeekMLAForCausalLM(config)
+    own, kept = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}, {}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in own: kept[x.untyped_storage().data_ptr()] = x        # kept alive, so that no address is used twice
+        return x
+
+    ids = torch.randint(config.vocab_size, (batch, length))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): model(ids, labels=ids, output_states=False)
+    return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(configurations(), st.booleans())
+def test_training_remembers_about_what_was_computed(keys, again):
+    "Wide enough that single numbers for a token do not matter; several heads, whose outputs are copied together; values no wider than keys, for which SDPA needs its scores."
+    wide = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "kv_latent_dim": 48, "num_attention_heads": 4, "head_dim": 16, "v_head_dim": 24 if keys.get("v_head_dim") else 16, "rope_head_dim": 8, "lru_intermediate_size": 56}
+    wide |= {"q_latent_dim": 40} if keys.get("q_latent_dim") else {}
+    keys |= wide | ({"lru_checkpoint_iterations": again} if keys.get("use_lru") else {})
+    assert activation_bytes(ModelSizes(**keys), 40, 3) == pytest.approx(kept_for_backward(DeepSeekMLAConfig(**keys), 40, 3), rel=.06)
 
 
 @pytest.mark.parametrize("tied", [False, True])

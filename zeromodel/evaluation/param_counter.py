@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .tables import booktabs, latex_escape
 from ..model.parts import ModelSizes, Sized, check_choice
-from ..model.sizes import cache_bytes, flops_per_token, parameter_counts, unit_flops, unit_parameter_counts
+from ..model.sizes import activation_bytes, cache_bytes, flops_per_token, parameter_counts, unit_flops, unit_parameter_counts
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-06
 def count_parameters(config: Sized) -> int:
@@ -125,6 +125,12 @@ def kv_cache_bytes(self: ModelCost, length: int, batch_size: int = 1, bytes_per_
     "Size of the cache after `batch_size` texts of `length` tokens."
     return cache_bytes(self.config, length, batch_size, bytes_per_number, num_iterations)
 
+
+@patch
+def activation_bytes(self: ModelCost, length: int, batch_size: int = 1, bytes_per_number: int = 2, num_iterations: int | None = None) -> int:
+    "What training on `batch_size` texts of `length` tokens keeps for the backward pass; see `zeromodel.model.sizes.activation_bytes`."
+    return activation_bytes(self.config, length, batch_size, bytes_per_number, num_iterations)
+
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-19
 def count_standard_transformer_params(
     vocab_size: int, hidden_size: int, intermediate_size: int, num_layers: int, num_attention_heads: int, num_kv_heads: int | None = None,
@@ -182,12 +188,12 @@ class Comparison:
             parts = {k: n for k, n in cost.breakdown.items() if not k.startswith("lru.")} | {"lru": sum(cost.lru.values())}
             work = {f"{mode}_flops": sum(cost.flops_per_token(self.length, decode=mode == "decode").values()) for mode in ("prefill", "decode")}
             return {"name": name, "total": cost.total, "difference": None if base is None else cost.total / base - 1, **parts, **work,
-                    "iteration_flops": sum(cost.flops_per_iteration(self.length).values()), "kv_cache_bytes": cost.kv_cache_bytes(self.length)}
+                    "iteration_flops": sum(cost.flops_per_iteration(self.length).values()), "kv_cache_bytes": cost.kv_cache_bytes(self.length), "activation_bytes": cost.activation_bytes(self.length)}
         return [row(name, cost) for name, cost in self.configs.items()]
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-27
 HEADER = {"name": "model", "total": "parameters", "difference": "difference", "embedding": "embedding", "attention": "attention", "lru": "LRU", "mlp": "MLP", "norm": "norms", "lm_head": "LM head",
-          "prefill_flops": "FLOPs, prefill", "decode_flops": "FLOPs, decoding", "iteration_flops": "FLOPs, iteration", "kv_cache_bytes": "cache, bytes"}
+          "prefill_flops": "FLOPs, prefill", "decode_flops": "FLOPs, decoding", "iteration_flops": "FLOPs, iteration", "kv_cache_bytes": "cache, bytes", "activation_bytes": "training, bytes"}
 
 
 @patch
@@ -204,7 +210,7 @@ def to_text(self: Comparison) -> str:
     columns = list(zip(*self.cells()))
     widths = [max(map(len, row)) for row in zip(*columns)]
     lines = ["  ".join([c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:]))]) for c in columns]
-    note = f"FLOPs are forward, for one token of a text of {self.length:,}; the cache is of one such text in two bytes a number."
+    note = f"FLOPs are forward, for one token of a text of {self.length:,}; the cache is of one such text, and so is what the backward pass of training needs, in two bytes a number."
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], note])
 
 
