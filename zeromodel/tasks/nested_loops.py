@@ -36,12 +36,13 @@ def draw_squeeze(s, rng):
 
 
 @kernel
-def add_chain(w, v, end, first, second, s, rng):
-    "Rules of variables `v` .. `end` - 1, one of them, at random, not injective, the others from the one before and a number or a reader of a seed."
+def add_chain(w, v, end, start, first, second, s, rng):
+    "Rules of variables `v` .. `end` - 1, one of them, at random, not injective, the others from the one before (`start` for the first) and a number or a reader of a seed."
     squeeze = v + below(rng, end - v)
     for u in range(v, end):
-        if u == squeeze: set_squeeze(w.rules[u], u, u - 1, draw_squeeze(s, rng), s)
-        else: draw_rule(w, w.rules[u], u, u - 1, second if below(rng, 2) else first, -1, s, rng)
+        before = start if u == v else u - 1
+        if u == squeeze: set_squeeze(w.rules[u], u, before, draw_squeeze(s, rng), s)
+        else: draw_rule(w, w.rules[u], u, before, second if below(rng, 2) else first, -1, s, rng)
         w.operator[u] = w.rules[u, 2]
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-06
@@ -57,13 +58,14 @@ def draw_small_loop(w, s, rng):
 
 @kernel
 def draw_large_loop(w, s, rng):
-    "Two readers of the seeds, their join, a chain of one to three rules, the closing rule, the counter of the join. Returns the number of inner rules."
+    "Two readers of the seeds, their join, the addend, a chain of one to three rules, the closing rule, the counter. Returns the number of inner rules."
     for v in range(2): add_additive(w, w.rules[2 + v], 2 + v, v, s, rng)
     add_rule(w, w.rules[4], 4, 2, TIMES, 3)
-    end = 6 + below(rng, 3)
-    add_chain(w, 5, end, 2, 3, s, rng)
+    add_additive(w, w.rules[5], 5, 4, s, rng)
+    end = 7 + below(rng, 3)
+    add_chain(w, 6, end, 4, 2, 3, s, rng)
     add_additive(w, w.rules[end], 0, end - 1, s, rng)
-    add_rule(w, w.rules[end + 1], 1, 4 + below(rng, end - 4), s.operators[below(rng, len(s.operators))], 2)
+    add_rule(w, w.rules[end + 1], 1, 1, PLUS + below(rng, 2), 5)
     return end - 2
 
 
@@ -73,12 +75,12 @@ def draw_nested_loop(w, s, rng):
     for v in range(2):
         set_initial(w, w.rules[v], v, s, rng)
         w.state[v] = w.value[v]
-    length = draw_large_loop(w, s, rng) if s.num_vars >= 9 else draw_small_loop(w, s, rng)
+    length = draw_large_loop(w, s, rng) if s.num_vars >= 11 else draw_small_loop(w, s, rng)
     return length if s.needs_pair or not has_held_out(w, 2, length + 4, s) else -1
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-09
 NEXT, BEFORE, BESIDE, QUEUE, END, FRESH = range(6)      # rows of `w.states`
-CLOSINGS = 24
+CLOSINGS = 3
 
 
 @kernel
