@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lab report bench export clean
+.PHONY: help repro test lab report bench audit export clean
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -23,6 +23,13 @@ report: $(BIN)/.installed ## figures and page again from the runs in reports/; n
 
 bench: $(BIN)/.installed .venv-peers/.installed ## speed beside peers, in one run; the tables go to reports/bench
 	@PYTHONPATH=benchmarks python benchmarks/generator.py .venv-peers/bin/python
+
+audit: $(BIN)/.installed  ## every shortcut tried on every suite (an hour); tables and figures go to reports/audit
+	@mkdir -p runs
+	@for suite in $$(python -c 'from zeromodel.tasks.files import FROZEN_SIZES; print(*FROZEN_SIZES)'); do \
+	  echo "== $$suite"; zeromodel audit --suite $$suite > /dev/null || [ $$? = 1 ] || exit 1; \
+	  papermill --kernel python3 --no-progress-bar -p study audit/$$suite -p root . nbs/analysis/benchmark/audit.ipynb runs/audit.ipynb || exit 1; \
+	done
 
 export: $(BIN)/.installed ## the package and the README from the notebooks, which come out clean
 	@nbdev_clean && nbdev_export && nbdev_clean

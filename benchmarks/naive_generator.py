@@ -46,13 +46,12 @@ def loop_rules(rng: random.Random, suite: Suite, names: list[str], seeds: int) -
     squeeze = lambda target, reads: Rule(target, reads, "*", reads) if rng.random() < .5 else Rule(target, reads, "%", number(rng, "%", m))
     fresh = iter(names[seeds:])
     rules = [additive(next(fresh), seed) for seed in names[:seeds]]
-    if seeds == 2: rules.append(Rule(next(fresh), rules[0].target, rng.choice(suite.operators), rules[1].target))
+    if seeds == 2: rules.append(Rule(join := next(fresh), rules[0].target, "*", rules[1].target))
     chain = [squeeze] + [any_rule] * (rng.randrange(2) if seeds == 1 else rng.randrange(3))
     rng.shuffle(chain)
     for draw in chain: rules.append(draw(next(fresh), rules[-1].target))
-    inner = [r.target for r in rules[seeds:]] or [rules[-1].target]
     rules.append(additive(names[0], rules[-1].target))
-    if seeds == 2: rules.append(Rule(names[1], names[1], rng.choice("+-"), rng.choice(inner)))
+    if seeds == 2: rules += [additive(addend := next(fresh), join), Rule(names[1], names[1], rng.choice("+-"), addend)]
     return rules
 
 

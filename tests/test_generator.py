@@ -3,15 +3,16 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from conftest import BIN
+from conftest import BIN, ROOT
 
-from zeromodel.tasks.causal_loop import Problem, canonical_hash, parse, relevant, solve
+from zeromodel.tasks.causal_loop import Problem, canonical_hash, depths, parse, relevant, solve
 from zeromodel.tasks.generate import problems, tables
 from zeromodel.tasks.records import sample
 from zeromodel.tasks.suites import SPLITS, SUITES, splits_of, suite_named, variants
@@ -108,3 +109,16 @@ def test_an_unwritable_folder(tmp_path):
         _, error = command.communicate()
         assert command.returncode == 2 and len(error.strip().splitlines()) == 1 and str(out) in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("level, n", [(1, 16), (2, 1), (3, 16)])
+def test_the_plain_generator_makes_the_same_kind_of_problems(level, n, monkeypatch):
+    "What `make bench` compares with: in the split, as difficult as asked for."
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    from naive_generator import naive_problems
+    suite = SUITES["standard"]
+    made = list(naive_problems(suite, "train", level, n, 0, True))
+    fast = [p for _, p in problems(suite, "train", {level: 1}, n, seed=0)]
+    for p, f in zip(made, fast, strict=True):
+        assert splits_of(p, suite) == {"train"} and (len(p.rules), len(p.initial), len(p.seeds)) == (len(f.rules), len(f.initial), len(f.seeds))
+        assert solve(p).tau == 1 if level == 2 else depths(p)[p.query[0]] == depths(f)[f.query[0]]

@@ -22,7 +22,7 @@ from .causal_loop import ProblemError
 from .counterfactuals import edit_checks, invariance_checks, kinship_checks, overlap_checks
 from .questions import AuditError, Question, questions
 from .shortcuts import SHORTCUTS, Predictor
-from .verdicts import CELL, MARGIN, REASONS, Reason, judge, measure, questions_needed, shared_reason, with_main_orders
+from .verdicts import CELL, MARGIN, REASONS, Reason, judge, known_flaw, measure, questions_needed, shared_reason, with_main_orders
 
 # %% ../../nbs/tasks/audit.ipynb #cell-06
 LARGEST_CORRELATION = .1
@@ -102,7 +102,8 @@ def level_tables(rows: pd.DataFrame) -> list[str]:
 def as_markdown(result: AuditResult) -> str:
     "The whole audit as text: the outcome, the leaks, a table for each level, the reasons, the checks."
     rows, info, checks, modulus = result.rows, result.info, result.checks, result.info["modulus"]
-    leaks = [(name, level, order, f"{t.dial.iloc[0]} {listed(t.difficulty)}", spread(t.accuracy), spread(t.ceiling)) for (name, level, order), t in result.leaks.groupby(["shortcut", "level", "order"], sort=False)]
+    leaks = [(name, level, order, f"{t.dial.iloc[0]} {listed(t.difficulty)}", spread(t.accuracy), spread(t.ceiling), listed(filter(None, map(known_flaw, t.itertuples()))) or "**not known**")
+             for (name, level, order), t in result.leaks.groupby(["shortcut", "level", "order"], sort=False)]
     reasons = rows[rows.verdict == "explained"].assign(text=lambda t: t.reason.str.split("; ")).explode("text").groupby(["shortcut", "text"], sort=False)["level"].agg(listed)
     counted = checks.assign(cell=[(f"{r.count:g} of {r.n}" if pd.notna(r.count) else f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})") + MARKS[r.verdict] for r in checks.itertuples(name="Row")])
     cells = counted.pivot(index="check", columns="level", values="cell").fillna("")
@@ -110,7 +111,7 @@ def as_markdown(result: AuditResult) -> str:
     return "\n\n".join([
         f"# Audit of {info['name']}", f"**{'Failed' if result.exit_status else 'Passed'}**: {len(result.leaks)} leaks, {len(result.failed_checks)} failed checks.",
         f"{info['questions']} test questions, {info['train']} training questions, modulo {modulus}. Chance is {1 / modulus:.3f}; to show that a shortcut is within {100 * info['margin']:g} points of it, a cell needs {questions_needed(modulus, info['margin'])} questions or more.",
-        *(["## Leaks", table(["shortcut", "level", "order", "where", "accuracy", "explained up to"], leaks)] if leaks else []),
+        *(["## Leaks", table(["shortcut", "level", "order", "where", "accuracy", "explained up to", "because"], leaks)] if leaks else []),
         *level_tables(rows), f"Marks: **!** leak; (e) above chance, and explained below; ↓ below chance: one answer that is wrong, worth {1 / (modulus - 1) - 1 / modulus:.3f} at most to a guess; ? too few questions to tell; no mark: within the margin.",
         "## Explained", table(["shortcut", "levels", "reason"], ((name, levels, text) for (name, text), levels in reasons.items())),
         "## Checks", table(["check", *(f"level {c}" for c in cells.columns)], ([name, *cells.loc[name]] for name in checks.check.unique())), "\n".join(notes)]) + "\n"
