@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'study_run', 'print_summary', 'study_analyse', 'study_prepare',
            'study_check', 'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_notebook',
-           'train', 'evaluate', 'report', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data',
+           'train', 'evaluate', 'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data',
            'draw_for_audit', 'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
@@ -181,6 +181,19 @@ def report():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.report import write_report
         write_report(report_folder(study_name()))
+
+# %% ../nbs/cli.ipynb #x
+@app.command()
+def params(
+    example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in the text that operations and memory are counted for.")] = 64,
+    latex: Annotated[bool, typer.Option(help="A LaTeX table.")] = False,
+):
+    "Parameters, FLOPs and memory of the models of the study, beside each other. Example: zeromodel params --length 256"
+    with one_line_errors():
+        from zeromodel.evaluation.param_counter import compare_configurations, example_costs, resolved_costs
+        table = compare_configurations(example_costs() if example else resolved_costs(), reference="mla_lru" if example else None, length=length)
+        typer.echo(table.to_latex() if latex else table)
 
 # %% ../nbs/cli.ipynb #cell-14
 def level_list(text: str) -> dict[int, float]:

@@ -236,11 +236,13 @@ def compare_configurations(configs: dict[str, ModelCost], reference: str | None 
     return Comparison(configs, reference, length)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-31
-def resolved_costs(folder: Path) -> dict[str, ModelCost]:
-    "The models of a study, from the folder of its resolved configurations. Raises `FileNotFoundError`."
+def resolved_costs(root: Path = Path()) -> dict[str, ModelCost]:
+    "The models of the active study, as it resolved them. Raises `FileNotFoundError`."
+    import yaml
     from zeromodel.tasks.suites import SUITES
     from zeromodel.tasks.tokens import vocabulary
-    if not folder.exists(): raise FileNotFoundError(2, "not there yet: 'zeromodel study configs' resolves the experiments of params.yaml", str(folder))
+    folder = root / "reports" / yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["study"] / "configs"
+    if not folder.exists(): raise FileNotFoundError(2, "not there yet: 'zeromodel study prepare' resolves the experiments of params.yaml", str(folder))
     read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     configs = {name: read(name)["config"] for name in read("study")["run"]}
     symbols = lambda suite: len(vocabulary(suite.modulus, suite.num_names))
