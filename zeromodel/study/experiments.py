@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['MODEL_KEYS', 'Problems', 'Match', 'Experiment', 'Contrast', 'Study', 'StudyError', 'inside', 'convert', 'check_keys',
-           'build', 'merge', 'model_config', 'resolve', 'read_study']
+           'build', 'merge', 'vocab_size', 'model_config', 'own_model', 'solved', 'resolve', 'origins', 'read_study',
+           'compose']
 
 # %% ../../nbs/study/experiments.ipynb #cell-03
 import difflib
 import re
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..evaluation.param_counter import count_parameters, match_parameters
-from ..model.config import BackboneConfig, DeepSeekMLAConfig, check, check_choice, check_positive
+from ..evaluation.param_counter import count_flops, count_parameters, match_sizes
+from ..model.config import BackboneConfig, DeepSeekMLAConfig
+from ..model.parts import ModelSizes, check, check_choice, check_positive
 from ..tasks.suites import LEVELS, SUITES
-from ..tasks.tokens import make_tokenizer
+from ..tasks.tokens import typical_length, vocabulary
 from ..training.runs import RunConfig
 from ..training.trainer import TrainingConfig
 
@@ -44,17 +46,23 @@ class Problems:
 # %% ../../nbs/study/experiments.ipynb #cell-07
 @dataclass
 class Match:
-    "Solve for one size of the model, so that it has as many parameters as another experiment."
-    parameters_of: str
-    key: str = "intermediate_size"
-    within: float = 0.01
+    "Solve for sizes, the coarse one first, so that the model costs as much as another experiment's: parameters within 1%, or FLOPs for a token of training within 2%. Raises `ValueError`."
+    parameters_of: str | None = None
+    flops_of: str | None = None
+    keys: list[str] = field(default_factory=lambda: ["intermediate_size"])
+
+    def __post_init__(self): check((self.parameters_of is None) != (self.flops_of is None), "parameters_of, flops_of", (self.parameters_of, self.flops_of), "give exactly one of them")
+
+    @property
+    def other(self) -> str: return self.parameters_of or self.flops_of
 
 
 @dataclass
 class Experiment:
-    "What one experiment changes."
+    "What one experiment changes: keys of the model and of the training; sizes of the model as multiples of the study's; sizes that are solved for."
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
     match: Match | None = None
 
 # %% ../../nbs/study/experiments.ipynb #cell-09
@@ -85,7 +93,7 @@ class Study:
         for name in self.run: check_choice("run", name, tuple(self.experiments))
         for role in ("control", "treatment"): check_choice(f"contrast.{role}", getattr(self.contrast, role), tuple(self.run))
         for name, experiment in self.experiments.items():
-            if experiment.match: check_choice(f"experiments.{name}.match.parameters_of", experiment.match.parameters_of, tuple(self.experiments))
+            if experiment.match: check_choice(f"experiments.{name}.match", experiment.match.other, tuple(e for e in self.experiments if self.experiments[e].match is None))
 
 # %% ../../nbs/study/experiments.ipynb #cell-12
 class StudyError(ValueError):
@@ -134,31 +142,62 @@ def merge(base: dict, changes: dict) -> dict:
 MODEL_KEYS = {k: t for c in (BackboneConfig, DeepSeekMLAConfig) for k, t in c.__annotations__.items() if k not in ("vocab_size", "pad_token_id", "eos_token_id", "use_cache")}
 
 
-def model_config(study: Study, name: str, model: dict[str, Any]) -> DeepSeekMLAConfig:
-    "The model of experiment `name`. Raises `StudyError` with the path of the key that is wrong."
-    suite, changes = SUITES[study.problems.suite], study.experiments[name].model
+def vocab_size(study: Study) -> int: return len(vocabulary((suite := SUITES[study.problems.suite]).modulus, suite.num_names))
+
+
+def model_config(study: Study, name: str, model: dict[str, Any]) -> ModelSizes:
+    "The model of experiment `name`, as far as it can be counted. Raises `StudyError` with the path of the key that is wrong."
+    changes = study.experiments[name].model
     where = lambda key: inside(f"experiments.{name}.model" if key in changes else "model", "")
     check_keys(study.model, list(MODEL_KEYS), "model")
     check_keys(changes, list(MODEL_KEYS), f"experiments.{name}.model")
     for key, value in model.items(): convert(MODEL_KEYS[key], value, where(key) + key)
-    try: return DeepSeekMLAConfig(vocab_size=len(make_tokenizer(suite.modulus, suite.num_names)), **model)
+    try: return ModelSizes(vocab_size=vocab_size(study), **model)
     except ValueError as e: raise StudyError(where(str(e).partition("=")[0]) + str(e)) from None
+
+# %% ../../nbs/study/experiments.ipynb #cell-17
+def own_model(study: Study, name: str) -> dict[str, Any]:
+    "The keys of the model of experiment `name` before anything is solved for. Raises `StudyError`."
+    e = study.experiments[name]
+    model = merge(study.model, e.model)
+    for key, factor in e.scale.items():
+        if not isinstance(model.get(key), int): raise StudyError(f"experiments.{name}.scale.{key}: not a size that the study's model has")
+        model[key] = round(factor * model[key])
+    return model
+
+
+def solved(study: Study, name: str, model: dict[str, Any]) -> dict[str, int]:
+    "The sizes that experiment `name` solves for. Raises `StudyError`."
+    match = study.experiments[name].match
+    if match is None: return {}
+    other, keys = model_config(study, match.other, own_model(study, match.other)), model | {"vocab_size": vocab_size(study)}
+    cost, within, unit = (count_parameters, .01, "parameters") if match.parameters_of else (lambda c: count_flops(c, typical_length(SUITES[study.problems.suite])), .02, "FLOPs for a token")
+    try: return match_sizes(cost(other), keys, match.keys, cost, within, unit)
+    except ValueError as e: raise StudyError(f"experiments.{name}.match.{e}") from None
 
 
 def resolve(study: Study, name: str) -> RunConfig:
     "The full configuration of experiment `name`. Raises `StudyError`."
-    experiment = study.experiments[name]
-    model = merge(study.model, experiment.model)
-    config = model_config(study, name, model)
-    training = build(TrainingConfig, merge(study.training, experiment.training), f"experiments.{name}.training" if experiment.training else "training")
-    if match := experiment.match:
-        other = resolve(study, match.parameters_of).model
-        target = count_parameters(model_config(study, match.parameters_of, other))
-        try: model = model | {match.key: match_parameters(target, model | {"vocab_size": config.vocab_size}, match.key, match.within)}
-        except ValueError as e: raise StudyError(f"experiments.{name}.match.{e}") from None
-    return RunConfig(study.study, name, study.problems.suite, model, training)
+    changes, model = study.experiments[name].training, own_model(study, name)
+    model_config(study, name, model)
+    training = build(TrainingConfig, merge(study.training, changes), f"experiments.{name}.training" if changes else "training")
+    return RunConfig(study.study, name, study.problems.suite, model | solved(study, name, model), training)
 
-# %% ../../nbs/study/experiments.ipynb #cell-17
+# %% ../../nbs/study/experiments.ipynb #cell-19
+def origins(study: Study, name: str) -> dict[str, tuple[Any, str]]:
+    "Every key of the resolved configuration of experiment `name`: its value, and where it was set."
+    run, e = resolve(study, name), study.experiments[name]
+    matched = f"solved for, as experiments.{name}.match says"
+    found = {f"model.{k}": (v, matched if e.match and k in e.match.keys else f"experiments.{name}.scale" if k in e.scale else f"experiments.{name}.model" if k in e.model else "model") for k, v in run.model.items()}
+    def walk(path: str, values: dict, base: dict, changes: dict):
+        for k, v in values.items():
+            part = lambda d, k=k: d.get(k) if isinstance(d, dict) else None
+            if isinstance(v, dict): walk(f"{path}.{k}", v, part(base) or {}, part(changes) or {})
+            else: found[f"{path}.{k}"] = v, f"experiments.{name}.{path}" if k in (changes or {}) else path if k in (base or {}) else "default"
+    walk("training", asdict(run.training), study.training, e.training)
+    return found
+
+# %% ../../nbs/study/experiments.ipynb #cell-20
 def read_study(path: Path = Path("params.yaml")) -> tuple[Study, dict[str, RunConfig]]:
     "The study in `path` and the resolved configuration of every experiment that it runs. Raises `StudyError`."
     try: data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -167,3 +206,10 @@ def read_study(path: Path = Path("params.yaml")) -> tuple[Study, dict[str, RunCo
     study = build(Study, data)
     for name in study.experiments: resolve(study, name)          # also those that are not run
     return study, {name: resolve(study, name) for name in study.run}
+
+# %% ../../nbs/study/experiments.ipynb #cell-22
+def compose(name: str, folder: Path = Path("studies")) -> str:
+    "The text of `params.yaml` for study `name`. Raises `StudyError`."
+    known = sorted(p.stem for p in Path(folder).glob("*.yaml") if p.stem != "experiments")
+    if name not in known: raise StudyError(f"{folder}/{name}.yaml: no such study; there are {', '.join(known)}")
+    return "\n".join((Path(folder) / f"{part}.yaml").read_text(encoding="utf-8") for part in (name, "experiments"))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STAGE_CODE', 'PipelineError', 'run_folder', 'report_folder', 'write_code', 'write_configs', 'encoded', 'save_arrays',
-           'write_problems', 'train_seed', 'worker', 'side_by_side', 'train_experiment', 'prepared',
-           'evaluate_experiment', 'normalised', 'run_notebook', 'check_benchmark', 'check_study', 'study_name',
-           'reproduce']
+           'write_problems', 'train_seed', 'worker', 'side_by_side', 'train_experiments', 'experiments_named',
+           'prepared', 'evaluate_experiment', 'normalised', 'run_notebook', 'check_benchmark', 'check_study',
+           'study_name', 'reproduce']
 
 # %% ../../nbs/study/pipeline.ipynb #cell-03
+import difflib
 import json
 import multiprocessing
 import os
@@ -111,31 +112,47 @@ def worker(*args):
     train_seed(*args)
 
 # %% ../../nbs/study/pipeline.ipynb #cell-10
-def side_by_side(config: dict[str, Any], seeds: list[int], problems: Path):
-    "A process for each seed, and a line that says how far they are. Raises `PipelineError` when one dies."
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    done = [context.Array("d", 2) for _ in seeds]
-    workers = [context.Process(target=worker, args=(config, s, problems, d), name=f"{config['experiment']}/{s}") for s, d in zip(seeds, done)]
-    for w in workers: w.start()
-    with tqdm(total=config["training"]["steps"] * len(seeds), desc=f"{config['experiment']} × {len(seeds)} seeds", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
-        while any(w.is_alive() for w in workers):
+def side_by_side(jobs: list[tuple[dict[str, Any], int, Path]], at_once: int | None = None, stop_after: float = float("inf")):
+    """A process for each job (configuration, seed, problems), at most `at_once` of them (default: all), and a line that says how far they are.
+
+    After `stop_after` seconds they are stopped where they are; the next call goes on from their checkpoints. Raises `PipelineError` when one dies."""
+    context, started = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"), time.monotonic()
+    done = [context.Array("d", 2) for _ in jobs]
+    workers = [context.Process(target=worker, args=(*job, d), name=f"{job[0]['experiment']}/{job[1]}") for job, d in zip(jobs, done)]
+    waiting, running = workers[::-1], []
+    with tqdm(total=sum(config["training"]["steps"] for config, *_ in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
+        while waiting or running:
+            while waiting and len(running) < (at_once or len(jobs)): running.append(waiting.pop()); running[-1].start()
             time.sleep(0.2)
+            running = [w for w in running if w.is_alive()]
             bar.set_postfix(accuracy=f"{sum(d[1] for d in done) / len(done):.2f}", refresh=False)
             bar.update(int(sum(d[0] for d in done)) - bar.n)
+            if time.monotonic() - started > stop_after: return [w.kill() for w in running]
     if dead := [w.name for w in workers if w.exitcode]: raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
 
 # %% ../../nbs/study/pipeline.ipynb #cell-12
-def train_experiment(study: str, experiment: str, seeds: list[int] | None = None, base_model: str | None = None) -> list[dict[str, Any]]:
-    "Stage `train`: all `seeds` (default: the study's) of one experiment, side by side. Returns their manifests. Raises `PipelineError` when a worker dies."
+def train_experiments(study: str, experiments: list[str], seeds: list[int] | None = None, base_model: str | None = None, **limits) -> list[dict[str, Any]]:
+    "Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side. Returns the manifests of those that have ended. `limits`: of `side_by_side`."
     import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
     if "DVC_STAGE" in os.environ: die_with_parent()       # a stage must not outlive its pipeline; by hand it may outlive its shell
-    config, problems = prepared(study, experiment, base_model)
-    seeds = seeds or read_json(report_folder(study) / "configs" / f"{experiment}.json")["seeds"]
-    if "WORLD_SIZE" in os.environ: return [train_seed(config, s, problems, [0, 0]) for s in seeds]
-    side_by_side(config, seeds, problems)
-    return [read_json(report_folder(study) / "runs" / config["experiment"] / str(s) / "manifest.json") for s in seeds]
+    seeds = seeds or read_json(report_folder(study) / "configs" / f"{experiments[0]}.json")["seeds"]
+    jobs = [(config, seed, problems) for config, problems in (prepared(study, e, base_model) for e in experiments) for seed in seeds]
+    if "WORLD_SIZE" in os.environ: return [train_seed(*job, [0, 0]) for job in jobs]
+    side_by_side(jobs, **limits)
+    files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
+    return [read_json(file) for file in files if file.exists()]
 
 # %% ../../nbs/study/pipeline.ipynb #cell-13
+def experiments_named(study: str, names: list[str]) -> list[str]:
+    "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
+    configs = report_folder(study) / "configs"
+    if not (configs / "study.json").exists(): raise PipelineError(f"study {study} is not resolved yet; 'zeromodel study run' does it all, 'zeromodel study prepare' this and its problems only")
+    known = read_json(configs / "study.json")["run"]
+    for name in names:
+        if name not in (*known, "all"): raise PipelineError(f"{name}: no such experiment in study {study}; " + (f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"it runs {', '.join(known)}"))
+    return known if "all" in names else names
+
+
 def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[str, Any], Path]:
     "The configuration of a run, and its problems; with a base model in words and in the tokens of that model. Raises `PipelineError` when there are none."
     from zeromodel.study.experiments import build, read_study
@@ -160,7 +177,7 @@ def evaluate_experiment(study: str, experiment: str):
     from zeromodel.tasks.records import read_jsonl
     spec = read_json(report_folder(study) / "configs" / f"{experiment}.json")
     transformers.logging.disable_progress_bar()
-    table = evaluate_seeds(run_folder(study) / "train" / experiment, spec["seeds"], read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"))
+    table = evaluate_seeds(run_folder(study) / "train" / experiment, spec["seeds"], read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"])
     write_atomically(report_folder(study) / "evaluation" / f"{experiment}.csv", table.to_csv(index=False))
 
 # %% ../../nbs/study/pipeline.ipynb #cell-16
@@ -218,9 +235,9 @@ def study_name() -> str:
     return yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"]
 
 
-def reproduce():
-    "`params.yaml` to the finished report. Raises `StudyError` or `PipelineError` before anything runs when something is wrong."
+def reproduce(*stages: str):
+    "`params.yaml` to the finished report, or to the end of `stages`. Raises `StudyError` or `PipelineError` before anything runs when something is wrong."
     check_study()
     check_benchmark()
     from dvc.cli import main
-    if main(["repro"]): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
+    if main(["repro", *stages]): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
