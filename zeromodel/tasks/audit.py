@@ -102,7 +102,7 @@ def level_tables(rows: pd.DataFrame) -> list[str]:
 def as_markdown(result: AuditResult) -> str:
     "The whole audit as text: the outcome, the leaks, a table for each level, the reasons, the checks."
     rows, info, checks, modulus = result.rows, result.info, result.checks, result.info["modulus"]
-    leaks = [(name, level, order, f"{t.dial.iloc[0]} {listed(t.difficulty)}", spread(t.accuracy), spread(t.ceiling), listed(filter(None, map(known_flaw, t.itertuples()))) or "**not known**")
+    leaks = [(name, level, order, f"{t.dial.iloc[0]} {listed(t.difficulty)}", spread(t.accuracy), spread(t.ceiling), listed(filter(None, map(known_flaw, t.itertuples()))) or "**not known**: try another seed")
              for (name, level, order), t in result.leaks.groupby(["shortcut", "level", "order"], sort=False)]
     reasons = rows[rows.verdict == "explained"].assign(text=lambda t: t.reason.str.split("; ")).explode("text").groupby(["shortcut", "text"], sort=False)["level"].agg(listed)
     counted = checks.assign(cell=[(f"{r.count:g} of {r.n}" if pd.notna(r.count) else f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})") + MARKS[r.verdict] for r in checks.itertuples(name="Row")])

@@ -103,7 +103,8 @@ FLAWS = [
     Flaw(("names ignored",), "a path may stand in a row, and going from line to line is following it", lambda r: small(r) and r.dial == "depth" and r.order == "forward"),
     Flaw(PATH, "most paths only add, and what is added may be added in any order", lambda r: small(r) and r.level == 1),
     Flaw(("largest basin", "first fixed point"), "nearly all starts end at the same fixed point; whoever finds it, among all states, need not follow the start", nested),
-    Flaw(("largest basin",), "the slowest loops are few, and their slow starts lie in the largest basin", lambda r: r.level == 2 and r.dial == "tau"),
+    Flaw(PATH, "the pair of operators that every path of the suite holds, a sum and then a product, is a path of two rules, and this order of it is right each time", lambda r: not small(r) and r.level == 1 and r.difficulty in (2, "all")),
+    Flaw(("largest basin", "listed order", "nearest neighbour"), "the slowest loops are few and much alike, and their slow starts lie in the largest basin", lambda r: r.level == 2 and r.dial == "tau"),
     Flaw(tuple(SHORTCUTS), "modulo 5 there is so little room that loops have favourite values, and nearly the same loop has been seen", lambda r: small(r) and r.level in (2, 4)),
 ]
 
