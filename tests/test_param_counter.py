@@ -62,7 +62,7 @@ def configurations(draw) -> dict:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_the_study(name, tied):
-    config = model_config(STUDY, name, EXPERIMENTS[name] | {"tie_word_embeddings": tied})
+    config = DeepSeekMLAConfig(**vars(model_config(STUDY, name, EXPERIMENTS[name] | {"tie_word_embeddings": tied})))
     plain = ModelSizes(vocab_size=config.vocab_size, **EXPERIMENTS[name], tie_word_embeddings=tied)
     assert ModelCost(plain).total == count_parameters(config) == parameters(built(config))
     for length, decode in () if tied else ((40, False), (40, True)):

@@ -21,7 +21,7 @@ def shrink(folder: Path, **changes):
     p |= {"seeds": SEEDS, "run": ["baseline", "mla_lru_adaptive"], "contrast": {"control": "baseline", "treatment": "mla_lru_adaptive"}}
     p["problems"] |= {"train": 2000, "validation": 50}
     p["model"] |= {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "kv_latent_dim": 16, "rope_head_dim": 4}
-    p["training"] |= {"steps": 200, "batch_size": 16, "warmup_steps": 5, "evaluate_every": 10}
+    p["training"] |= {"steps": 200, "batch_size": 16, "warmup_steps": 5, "evaluate_every": 10, "halting_from": 100}
     for e in p["experiments"].values():
         for key in ("lru_intermediate_size", "lru_num_heads"): e.get("model", {}).pop(key, None)
     path.write_text(yaml.safe_dump(p | changes, sort_keys=False))

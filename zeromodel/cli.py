@@ -35,13 +35,13 @@ def one_line_errors():
         typer.secho(f"zeromodel: {e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else f"zeromodel: {e}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from None
 
-
+# %% ../nbs/cli.ipynb #cell-04
 def user_errors() -> tuple[type, ...]:
     "The exceptions that are no bugs, of the modules that have been loaded."
     named = {"study.experiments": "StudyError", "study.pipeline": "PipelineError", "tasks.causal_loop": "ProblemError", "tasks.suites": "RequestError", "tasks.questions": "AuditError"}
     return OSError, *(getattr(sys.modules[f"zeromodel.{module}"], name) for module, name in named.items() if f"zeromodel.{module}" in sys.modules)
 
-# %% ../nbs/cli.ipynb #cell-06
+# %% ../nbs/cli.ipynb #cell-07
 @study_app.command("run")
 def study_run():
     "params.yaml to the finished report: check everything, then run what has changed. Example: zeromodel study run"
@@ -50,7 +50,7 @@ def study_run():
         reproduce()
         print_summary(report_folder(study_name()))
 
-# %% ../nbs/cli.ipynb #cell-07
+# %% ../nbs/cli.ipynb #cell-08
 def print_summary(report: Path):
     "Accuracy by experiment with intervals, and the verdict."
     from zeromodel.training.checkpoints import read_json
@@ -73,7 +73,7 @@ def study_analyse():
         write_report(report_folder(study))
         print_summary(report_folder(study))
 
-# %% ../nbs/cli.ipynb #cell-08
+# %% ../nbs/cli.ipynb #cell-09
 @study_app.command("prepare")
 def study_prepare():
     "Everything before training: params.yaml checked and resolved, the problems drawn. Then `zeromodel train` can be called. Example: zeromodel study prepare"
@@ -90,7 +90,7 @@ def study_check():
         study, configs = read_study()
         typer.echo(f"study {study.study}: {len(configs)} experiments × {len(study.seeds)} seeds")
 
-
+# %% ../nbs/cli.ipynb #cell-10
 @study_app.command("show")
 def study_show(experiment: str):
     "The resolved configuration of one experiment, and where each value was set. Example: zeromodel study show mla_lru_adaptive"
@@ -114,7 +114,7 @@ def study_use(name: str):
         write_atomically(Path("params.yaml"), compose(name))
         typer.echo(f"params.yaml is study {name} now; 'git diff params.yaml' shows what has changed")
 
-# %% ../nbs/cli.ipynb #cell-10
+# %% ../nbs/cli.ipynb #cell-12
 @study_app.command("code", hidden=True)
 def study_code():
     from zeromodel.study.pipeline import write_code
@@ -141,7 +141,7 @@ def study_notebook(name: str):
         from zeromodel.study.pipeline import run_notebook, study_name
         run_notebook(study_name(), name)
 
-# %% ../nbs/cli.ipynb #cell-11
+# %% ../nbs/cli.ipynb #cell-13
 @app.command()
 def train(
     experiments: Annotated[list[str], typer.Argument(help="Names of experiments of the active study, or 'all'.")],
@@ -165,7 +165,7 @@ def train(
     for m in failed: typer.secho(f"zeromodel: {m['experiment']}, seed {m['seed']} failed: {m['error']}", err=True, fg=typer.colors.RED)
     if failed and not keep_going: raise typer.Exit(1)
 
-# %% ../nbs/cli.ipynb #cell-12
+# %% ../nbs/cli.ipynb #cell-14
 @app.command()
 def evaluate(experiment: str):
     "Answer the frozen test suite with every seed of an experiment. Example: zeromodel evaluate baseline"
@@ -182,7 +182,7 @@ def report():
         from zeromodel.study.report import write_report
         write_report(report_folder(study_name()))
 
-# %% ../nbs/cli.ipynb #x
+# %% ../nbs/cli.ipynb #cell-16
 @app.command()
 def params(
     example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
@@ -195,7 +195,7 @@ def params(
         table = compare_configurations(example_costs() if example else resolved_costs(), reference="mla_lru" if example else None, length=length)
         typer.echo(table.to_latex() if latex else table)
 
-# %% ../nbs/cli.ipynb #cell-14
+# %% ../nbs/cli.ipynb #cell-19
 def level_list(text: str) -> dict[int, float]:
     "The levels in `1,2,3`, in equal proportions."
     from zeromodel.tasks.suites import RequestError
@@ -220,7 +220,7 @@ def split_sizes(splits: str, n: int) -> dict[str, int]:
     if unknown := [s for s in splits.split(",") if s not in SPLITS]: raise RequestError(f"split '{unknown[0]}': must be one of {', '.join(SPLITS)}")
     return {s: n if s == "train" else min(max(n // 10, min(n, 1)), 10_000) for s in reversed(SPLITS) if s in splits.split(",")}
 
-# %% ../nbs/cli.ipynb #cell-15
+# %% ../nbs/cli.ipynb #cell-20
 def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: int, format: str, options: dict):
     "Check the whole request, then write all its files or none."
     from zeromodel.tasks.export import SCHEMAS
@@ -234,7 +234,7 @@ def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: 
         for split, count in sizes.items(): write_split(folder / f"{split}.{end}", suite, split, level_list(levels), count, seed, format, **options)
     for split, count in sizes.items(): typer.echo(f"{count:>12,} problems in {out}/{split}.{end}")
 
-# %% ../nbs/cli.ipynb #cell-16
+# %% ../nbs/cli.ipynb #cell-21
 @app.command()
 def data(
     num_samples: Annotated[Optional[int], typer.Option(help="Training problems; validation and test get a tenth of that, at most 10,000. Without it the frozen test suites are written.")] = None,
@@ -256,7 +256,7 @@ def data(
         from zeromodel.tasks.files import write_frozen_suites
         write_frozen_suites(out)
 
-# %% ../nbs/cli.ipynb #cell-19
+# %% ../nbs/cli.ipynb #cell-24
 def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
     "A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough to show in each cell, in either order of the rules, that a shortcut is worth less than two points. (Those of the frozen files are too small.)"
     from zeromodel.tasks.files import FROZEN_SIZES, write_dataset
@@ -268,7 +268,7 @@ def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | Non
     for split, n in (("train", num_train), ("validation", num_test // 10), ("test", num_test)):
         write_dataset(folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=.5, distinct=False)
 
-# %% ../nbs/cli.ipynb #cell-20
+# %% ../nbs/cli.ipynb #cell-25
 @app.command()
 def audit(
     suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
