@@ -35,7 +35,7 @@ def one_line_errors():
         typer.secho(f"zeromodel: {e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else f"zeromodel: {e}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from None
 
-
+# %% ../nbs/cli.ipynb #cell-03b
 def user_errors() -> tuple[type, ...]:
     "The exceptions that are no bugs, of the modules that have been loaded."
     named = {"study.experiments": "StudyError", "study.pipeline": "PipelineError", "tasks.causal_loop": "ProblemError", "tasks.suites": "RequestError", "tasks.questions": "AuditError"}
@@ -90,7 +90,7 @@ def study_check():
         study, configs = read_study()
         typer.echo(f"study {study.study}: {len(configs)} experiments × {len(study.seeds)} seeds")
 
-
+# %% ../nbs/cli.ipynb #cell-08b
 @study_app.command("show")
 def study_show(experiment: str):
     "The resolved configuration of one experiment, and where each value was set. Example: zeromodel study show mla_lru_adaptive"
