@@ -17,7 +17,7 @@ from zeromodel.tasks.generate import problems, tables
 from zeromodel.tasks.records import sample
 from zeromodel.tasks.suites import SPLITS, SUITES, splits_of, suite_named, variants
 
-NUMBER_OF_PROBLEMS = int(os.environ.get("ORACLE_PROBLEMS", 60_000))       # compared in the test of the two oracles
+NUMBER_OF_PROBLEMS = int(os.environ.get("ORACLE_PROBLEMS", 40_000))       # compared in the test of the two oracles
 NAMES = [*SUITES, *(f"{base}/{variant}" for base in SUITES for variant in variants(base))]
 
 
@@ -96,7 +96,7 @@ def full(): resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))      #
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "verl"])
 def test_a_full_disk(tmp_path, format):
-    command = zeromodel("data", "--num-samples", "20000", "--levels", "1", "--format", format, "--out", str(tmp_path / "new"), preexec_fn=full)
+    command = zeromodel("data", "--num-samples", "6000", "--levels", "1", "--format", format, "--out", str(tmp_path / "new"), preexec_fn=full)
     _, error = command.communicate()
     assert command.returncode == 2 and error.strip().splitlines()[-1].startswith("zeromodel: ") and "File too large" in error and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

@@ -110,7 +110,7 @@ def loop(self: DeepSeekMLAModel, embedded: Tensor, num_loops: int, told: dict, o
 # %% ../../nbs/model/causal_lm.ipynb #cell-10
 UNIT_OPTIONS = "num_iterations", "forced_exit", "early_exit", "output_states"       # what the units can be told, see `LatentReasoningUnit.forward`
 
-
+# %% ../../nbs/model/causal_lm.ipynb #cell-10b
 @patch
 def forward(
     self: DeepSeekMLAModel,

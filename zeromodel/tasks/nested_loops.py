@@ -68,7 +68,7 @@ def draw_large_loop(w, s, rng):
     add_rule(w, w.rules[end + 1], 1, 1, PLUS + below(rng, 2), 5)
     return end - 2
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-06b
 @kernel
 def draw_nested_loop(w, s, rng):
     "Two seeds with random values (variables 0 and 1), the inner rules, two recurrences: in this order in `w.rules`. Returns the number of inner rules, or -1 when the suite may not have it."
@@ -99,7 +99,7 @@ def combine(row, left, right, operator, modulus):
             total = np.uint8(left[x] + (right[x] if operator == PLUS else np.uint8(m - right[x])))
             row[x] = np.uint8(total - m) if total >= m else total
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-09b
 @kernel
 def fill_next(w, first, length, s):
     "Fill the next state of every state, of which rules before `first` have been filled already; state x stands for the values x // modulus and x % modulus of the two seeds."
@@ -122,7 +122,7 @@ def link_backwards(states, n):
         else: beside[x], before[following[x]] = before[following[x]], x
     return fixed_points
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-12b
 @kernel
 def list_starts(states, tau, modulus):
     "Put starts into the QUEUE that settle at lap `tau`, some seed at a value that it has not had before (bit 0 of FRESH: the first seed). They lie from the first to the second number that is returned."
