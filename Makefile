@@ -23,6 +23,7 @@ report: $(BIN)/.installed ## figures and page again from the runs in reports/; n
 
 bench: $(BIN)/.installed .venv-peers/.installed ## speed beside peers, in one run; the tables go to reports/bench
 	@PYTHONPATH=benchmarks python benchmarks/generator.py .venv-peers/bin/python
+	@python benchmarks/experiments.py
 
 audit: $(BIN)/.installed  ## every shortcut tried on every suite (an hour); tables and figures go to reports/audit
 	@mkdir -p runs
