@@ -62,7 +62,7 @@ def check_training(config: TrainingConfig):
     check_choice("format", config.format, tuple(FORMATS))
     check(config.learning_rate > 0, "learning_rate", config.learning_rate, "must be positive")
     check(0 <= config.warmup_steps < config.steps, "warmup_steps", config.warmup_steps, f"must lie between 0 and steps={config.steps}")
-    check(0 <= config.halting_from <= config.steps, "halting_from", config.halting_from, f"must lie between 0 and steps={config.steps}")
+    check(0 <= config.halting_from < config.steps, "halting_from", config.halting_from, f"must lie between 0 and steps={config.steps}")
     check(0 < config.adam_beta2 < 1, "adam_beta2", config.adam_beta2, "must lie between 0 and 1")
     check(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "must lie in [0, 1)")
     check(config.weight_decay >= 0 and config.max_grad_norm > 0, "weight_decay, max_grad_norm", (config.weight_decay, config.max_grad_norm), "must not be negative")
@@ -89,8 +89,8 @@ class LatentTrainer(Trainer):
         muon = MuonWithAdamW(model, config.learning_rate, config.weight_decay, config.adam_beta2) if config.optimizer == "muon" else None
         super().__init__(model, args, data_collator=as_is, optimizers=(muon, None), **kwargs)
         self.config, self.tokenizer = config, tokenizer
-        self.units = [m for m in model.modules() if isinstance(m, LatentReasoningUnit)]
         self.average = average_of(model, config.ema_decay) if config.ema_decay else None
+        self.units = [m for weights in filter(None, (model, self.average)) for m in weights.modules() if isinstance(m, LatentReasoningUnit)]
         self.components: dict[str, torch.Tensor] = {}       # summed since the last log
         self.steps_summed = 0
         self.seconds_before, self.started = 0.0, time.perf_counter()
@@ -188,7 +188,7 @@ def _load_from_checkpoint(self: LatentTrainer, resume_from_checkpoint, model=Non
 
 # %% ../../nbs/training/trainer.ipynb #cell-18
 class Curves(TrainerCallback):
-    "Write every logged number to a DVCLive folder; call `progress` with the step and the last accuracy; keep the average of the weights."
+    "Write every logged number to a DVCLive folder; call `progress` with the step and the last accuracy."
     def __init__(self, folder: Path, progress: Callable[[int, float], None]): self.folder, self.progress, self.accuracy = folder, progress, 0.
 
     def write(self, step: int, logs: dict[str, float]):
