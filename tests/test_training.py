@@ -162,3 +162,15 @@ def test_sixty_four_problems_are_learned_by_heart(micro, name):
     manifest = runs.train(config, 0, folder / "few.npz", folder / "heart" / name / "0", folder / "heart/report" / name)
     curve = (folder / "heart/report" / name / "plots/metrics/accuracy/all.tsv").read_text().split()
     assert manifest["status"] == "finished" and float(curve[-1]) == 1., curve
+
+
+def test_a_base_model_is_converted_and_trained_on_words(micro, tiny_model):
+    "A Qwen2 checkpoint gets the attention and the unit of the experiment and keeps its own sizes and tokenizer."
+    folder, study, configs = micro
+    config = replace(configs[MAIN], base_model=str(tiny_model), model=configs[MAIN].model | {"lru_layers": None}, training=replace(configs[MAIN].training, steps=2, batch_size=2, warmup_steps=1, halting_from=1, evaluate_every=2, format="words"))
+    tokenizer = runs.tokenizer_of(config)
+    save_arrays(folder / "words.npz", encoded(study, "train", 4, tokenizer, ["words"]) | encoded(study, "validation", 2, tokenizer, ["words"]))
+    manifest = runs.train(config, 0, folder / "words.npz", folder / "words" / MAIN / "0", folder / "words/report")
+    assert manifest["status"] == "finished" and manifest["steps"] == 2
+    model = DeepSeekMLAForCausalLM.from_pretrained(folder / "words" / MAIN / "0/model")
+    assert (model.config.use_lru, model.config.kv_latent_dim, model.config.hidden_size) == (True, configs[MAIN].model["kv_latent_dim"], 16)
