@@ -6,7 +6,7 @@
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'print_summary', 'study_analyse', 'study_run', 'study_prepare',
            'study_check', 'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_notebook',
            'train', 'evaluate', 'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data',
-           'draw_for_audit', 'audit']
+           'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
 import subprocess
@@ -255,18 +255,6 @@ def data(
         from zeromodel.tasks.files import write_frozen_suites
         write_frozen_suites(out)
 
-# %% ../nbs/cli.ipynb #cell-23
-def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
-    "A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough to show in each cell, in either order of the rules, that a shortcut is worth less than two points. (Those of the frozen files are too small.)"
-    from zeromodel.tasks.files import FROZEN_SIZES, write_dataset
-    from zeromodel.tasks.suites import difficulties, suite_named
-    from zeromodel.tasks.verdicts import questions_needed
-    drawn = suite_named(suite)
-    levels = {level: len(difficulties(drawn, level)) for level in FROZEN_SIZES[suite]}
-    num_test = num_test or int(2 * 1.1 * questions_needed(drawn.modulus)) * sum(levels.values())       # 1.1: cells are not equally full
-    for split, n in (("train", num_train), ("validation", num_test // 10), ("test", num_test)):
-        write_dataset(folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=.5, distinct=False)
-
 # %% ../nbs/cli.ipynb #cell-24
 @app.command()
 def audit(
@@ -279,7 +267,7 @@ def audit(
 ):
     "Try every shortcut on a suite. Exit code 1 when one works without a declared reason. Example: zeromodel audit --suite standard"
     with one_line_errors(), TemporaryDirectory() as drawn:
-        from zeromodel.tasks.audit import audit_folder
+        from zeromodel.tasks.audit import audit_folder, draw_for_audit
         from zeromodel.tasks.files import whole_file
         from zeromodel.tasks.suites import suite_named
         if not folder: draw_for_audit(Path(drawn), suite, num_train, num_test, seed)

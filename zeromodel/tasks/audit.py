@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_CORRELATION', 'MARKS', 'rank_correlation', 'length_checks', 'AuditResult', 'table', 'spread', 'listed',
-           'level_tables', 'as_markdown', 'audit', 'every', 'read_jsonl', 'read_parquet', 'audit_folder', 'read_split']
+           'level_tables', 'as_markdown', 'audit', 'every', 'read_jsonl', 'read_parquet', 'audit_folder', 'read_split',
+           'draw_for_audit']
 
 # %% ../../nbs/tasks/audit.ipynb #cell-03
 import json
@@ -173,3 +174,14 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> list[dict]
         if (path := folder / f"{split}{suffix}").exists(): return read(path, limit)
     if split != "validation": raise AuditError(f"{folder}: has no {split}.jsonl and no {split}.parquet")
     return []
+
+# %% ../../nbs/tasks/audit.ipynb #draw-01
+def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
+    "A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough in each cell, in either order of the rules, to show of a shortcut that is right exactly as often as chance that it is worth less than two points. (By luck about half of them are right a little more often, and stay undecided in the cell; over all cells of a level they are decided.)"
+    from zeromodel.tasks.files import FROZEN_SIZES, write_dataset
+    from zeromodel.tasks.suites import difficulties, suite_named
+    drawn = suite_named(suite)
+    levels = {level: len(difficulties(drawn, level)) for level in FROZEN_SIZES[suite]}
+    num_test = num_test or int(2 * 1.1 * questions_needed(drawn.modulus)) * sum(levels.values())       # 1.1: cells are not equally full
+    for split, n in (("train", num_train), ("validation", num_test // 10), ("test", num_test)):
+        write_dataset(folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=.5, distinct=False)
