@@ -13,7 +13,7 @@ repro: $(BIN)/.installed  ## a fresh clone to the finished report of the active 
 test: $(BIN)/.installed   ## everything that CI runs
 	@echo "== style" && ruff check zeromodel tests
 	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
-	@echo "== tests (pytest)" && OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile tests
+	@echo "== tests (pytest)" && OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile tests/test_study.py tests   # the longest first
 
 lab: $(BIN)/.installed    ## JupyterLab on the notebooks
 	@jupyter lab nbs

@@ -27,7 +27,10 @@ def copy_repository(folder: Path, benchmark: Path | None = None) -> Path:
     for name in filter(None, files):
         if (ROOT / name).is_file() and not name.startswith("reports/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name)
+    for compiled in (ROOT / "zeromodel").rglob("__pycache__/*.nb[ic]"):        # numba takes them while the time of the source is the same
+        (folder / compiled.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
     if benchmark: shutil.copytree(benchmark, folder / "data")
     run("git", "init", "-q", cwd=folder)
     commit(folder, "copy")

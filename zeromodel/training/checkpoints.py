@@ -88,7 +88,7 @@ def only_writer(lock_file: Path, wait: float = 10.) -> Iterator[None]:
     except Timeout: raise RuntimeError(f"{lock_file} is held: another process is training this run; wait for it or stop it") from None
 
 
-def die_with_parent(interval: float = 0.5):
+def die_with_parent(interval: float = 0.1):
     "End this process, without ceremony, as soon as its parent is gone."
     parent = os.getppid()
     def watch():
