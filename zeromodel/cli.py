@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'print_summary', 'study_analyse', 'study_run', 'study_prepare',
-           'study_check', 'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_notebook',
-           'train', 'evaluate', 'report', 'params', 'level_list', 'write_split', 'split_sizes', 'write_splits', 'data',
-           'audit']
+           'study_check', 'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_speed',
+           'study_notebook', 'train', 'evaluate', 'report', 'params', 'level_list', 'write_split', 'split_sizes',
+           'write_splits', 'data', 'audit']
 
 # %% ../nbs/cli.ipynb #cell-03
 import subprocess
@@ -133,6 +133,13 @@ def study_problems():
     with one_line_errors():
         from zeromodel.study.pipeline import write_problems
         write_problems()
+
+
+@study_app.command("speed", hidden=True)
+def study_speed():
+    with one_line_errors():
+        from zeromodel.study.pipeline import measure_experiments, study_name
+        measure_experiments(study_name())
 
 
 @study_app.command("notebook", hidden=True)

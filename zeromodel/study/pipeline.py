@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGE_CODE', 'PipelineError', 'run_folder', 'report_folder', 'write_code', 'write_configs', 'encoded', 'save_arrays',
            'write_problems', 'train_seed', 'worker', 'side_by_side', 'train_experiments', 'experiments_named',
-           'prepared', 'evaluate_experiment', 'normalised', 'run_notebook', 'check_benchmark', 'check_study',
-           'study_name', 'reproduce']
+           'prepared', 'evaluate_experiment', 'measure_experiments', 'normalised', 'run_notebook', 'check_benchmark',
+           'check_study', 'study_name', 'reproduce']
 
 # %% ../../nbs/study/pipeline.ipynb #cell-03
 import difflib
@@ -39,8 +39,8 @@ STAGE_CODE = {      # what each stage runs
     "configs": ("zeromodel.study.experiments",),
     "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
     "train": ("zeromodel.training.runs",),
-    "evaluate": ("zeromodel.evaluation.evaluator",),
-    "report": ("zeromodel.study.report",),
+    "evaluate": ("zeromodel.evaluation.evaluator", "zeromodel.evaluation.closeups", "zeromodel.evaluation.speed"),
+    "report": ("zeromodel.study.report", "zeromodel.study.figures"),
 }
 
 
@@ -53,8 +53,11 @@ def write_configs():
     "Stage `configs`: every experiment's full configuration, and what the report must know of the study."
     from zeromodel.study.experiments import read_study
     from zeromodel.tasks.suites import SUITES
+    from zeromodel.tasks.tokens import typical_length
     study, configs = read_study()
-    write_json(report_folder(study.study) / "configs" / "study.json", {"run": study.run, "modulus": SUITES[study.problems.suite].modulus, "contrast": asdict(study.contrast)})
+    problems = SUITES[study.problems.suite]
+    about = {"run": study.run, "suite": study.problems.suite, "modulus": problems.modulus, "num_names": problems.num_names, "length": typical_length(problems), "contrast": asdict(study.contrast)}
+    write_json(report_folder(study.study) / "configs" / "study.json", about)
     for name, config in configs.items(): write_json(report_folder(study.study) / "configs" / f"{name}.json", {"seeds": study.seeds, "config": asdict(config)})
 
 # %% ../../nbs/study/pipeline.ipynb #cell-06
@@ -171,16 +174,40 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
 
 # %% ../../nbs/study/pipeline.ipynb #cell-14
 def evaluate_experiment(study: str, experiment: str):
-    "Stage `evaluate`: answer the frozen test suite with every seed."
+    "Stage `evaluate`: answer the frozen test suite with every seed, as it is and at every forced exit; and watch a few problems closely."
     import transformers
-    from zeromodel.evaluation.evaluator import evaluate_seeds
+    from zeromodel.evaluation.closeups import write_closeups
+    from zeromodel.evaluation.evaluator import evaluate_whole
     from zeromodel.tasks.records import read_jsonl
-    spec = read_json(report_folder(study) / "configs" / f"{experiment}.json")
     transformers.logging.disable_progress_bar()
-    table = evaluate_seeds(run_folder(study) / "train" / experiment, spec["seeds"], read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"])
-    write_atomically(report_folder(study) / "evaluation" / f"{experiment}.csv", table.to_csv(index=False))
+    spec, trained, report = read_json(report_folder(study) / "configs" / f"{experiment}.json"), run_folder(study) / "train" / experiment, report_folder(study)
+    samples, format = read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"]
+    evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format)
+    write_closeups(trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-16
+# %% ../../nbs/study/pipeline.ipynb #cell-15
+def measure_experiments(study: str):
+    "Stage `speed`: the first seed of every experiment that has weights, by the clock, on the first 64 problems of the test suite."
+    import pandas as pd
+    import torch
+    import transformers
+    from zeromodel.evaluation.evaluator import AutoModelForCausalLM
+    from zeromodel.evaluation.speed import measure_speed
+    from zeromodel.tasks.causal_loop import parse
+    from zeromodel.tasks.records import read_jsonl
+    from zeromodel.tasks.tokens import encode
+    transformers.logging.disable_progress_bar()
+    rows = []
+    for name in read_json(report_folder(study) / "configs/study.json")["run"]:
+        spec = read_json(report_folder(study) / "configs" / f"{name}.json")
+        weights = [w for s in spec["seeds"] if (w := run_folder(study) / "train" / name / str(s) / "model").exists()]
+        if not weights: continue
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(weights[0]).eval(), transformers.AutoTokenizer.from_pretrained(weights[0])
+        arrays = encode([parse(s["text"]) for s in read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl")[:64]], tokenizer)
+        rows.append({"experiment": name} | measure_speed(model, *(torch.from_numpy(arrays[k]).long() for k in ("input_ids", "attention_mask")), repeats=9))
+    write_atomically(report_folder(study) / "speed.csv", pd.DataFrame(rows).to_csv(index=False))
+
+# %% ../../nbs/study/pipeline.ipynb #cell-17
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     "A notebook without timestamps, counters of the machine, and random ids."
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k == "kernelspec"}
@@ -203,7 +230,7 @@ def run_notebook(study: str, name: str):
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
 
-# %% ../../nbs/study/pipeline.ipynb #cell-18
+# %% ../../nbs/study/pipeline.ipynb #cell-19
 def check_benchmark(folder: Path = Path("data")):
     "Make the frozen test suites if `folder` is missing, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
     if not folder.exists():
@@ -219,7 +246,7 @@ def check_benchmark(folder: Path = Path("data")):
         raise PipelineError(f"the benchmark in {folder}/ is not the one that data.dvc names. If a file was edited, delete {folder}/ and run again. If it was just generated, the generator has changed: "
                             "its results cannot be compared with earlier ones.")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-20
+# %% ../../nbs/study/pipeline.ipynb #cell-21
 def check_study():
     "Read and resolve `params.yaml`. Raises `StudyError`."
     stamp = Path("runs/checked")
