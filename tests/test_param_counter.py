@@ -53,6 +53,7 @@ def configurations(draw) -> dict:
     unit = dict(lru_direct_readout=pick(False, True), lru_max_iterations=draw(st.integers(1, 3)), lru_halting=pick(*HALTINGS), lru_global_halt=pick(False, True), lru_cell=pick(*CELLS),
                 lru_intermediate_size=pick(None, 7), lru_sub_blocks=pick(1, 2), lru_update=pick("gru", "residual"), lru_conv_kernel_size=draw(st.integers(1, 4)), lru_num_heads=pick(1, 2),
                 lru_mixing=draw(st.lists(st.sampled_from(["conv", "attention", "attention_base"]), unique=True)), lru_layers=pick(None, [0]))
+    if unit["lru_cell"] == "block" and pick(False, True): unit |= dict(lru_update="sum", lru_mixing=[])
     mla = dict(v_head_dim=pick(None, 3, 20), kv_latent_dim=8 * draw(st.integers(1, 3)), q_latent_dim=pick(None, 5), latent_norm=pick(False, True), rope_head_dim=pick(2, 4))
     return keys | mla | (unit | {"use_lru": True} if pick(False, True, True) else {})
 

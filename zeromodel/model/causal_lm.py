@@ -32,7 +32,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: DeepSeekMLAConfig, layer_idx: int):
         super().__init__()
         lru = config.lru() if config.has_lru(layer_idx) else None
-        self.self_attn = GQAAttention(config.mla(), layer_idx) if config.attention == "gqa" else MLAAttention(config.mla(), layer_idx, lru, config.lru_direct_readout)
+        self.self_attn = GQAAttention(config.mla(), layer_idx) if config.attention == "gqa" else MLAAttention(config.mla(), layer_idx, lru, config.lru_direct_readout, config.lru_start_as_copy)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_size)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
 
@@ -110,7 +110,7 @@ def loop(self: DeepSeekMLAModel, embedded: Tensor, num_loops: int, told: dict, o
 # %% ../../nbs/model/causal_lm.ipynb #cell-10
 UNIT_OPTIONS = "num_iterations", "forced_exit", "early_exit", "output_states"       # what the units can be told, see `LatentReasoningUnit.forward`
 
-# %% ../../nbs/model/causal_lm.ipynb #cell-10b
+# %% ../../nbs/model/causal_lm.ipynb #cell-11
 @patch
 def forward(
     self: DeepSeekMLAModel,
@@ -136,7 +136,7 @@ def forward(
     return DeepSeekMLAOutput(last_hidden_state=hidden[-1], past_key_values=past_key_values, hidden_states=hidden if output_hidden_states else None,
                              attentions=attentions if output_attentions else None, lru_outputs=tuple(u for u in lru_outputs if u is not None))
 
-# %% ../../nbs/model/causal_lm.ipynb #cell-12
+# %% ../../nbs/model/causal_lm.ipynb #cell-13
 def prediction_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     "Cross-entropy of logits [B,S,V] at i with labels [B,S] at i+1: summed over the labels that are not -100, over their number (in the whole batch, when given)."
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
@@ -149,7 +149,7 @@ def prediction_only(outputs: DeepSeekMLAOutput, labels: Tensor, attention_mask: 
     "The default criterion: the components of the loss, here only one."
     return {"prediction": prediction_loss(outputs.logits, labels, num_items_in_batch)}
 
-# %% ../../nbs/model/causal_lm.ipynb #cell-13
+# %% ../../nbs/model/causal_lm.ipynb #cell-14
 class DeepSeekMLAForCausalLM(DeepSeekMLAPreTrainedModel, GenerationMixin):
     "Causal language model. `criterion(outputs, labels, attention_mask, ...)` returns the components that `loss` is the sum of."
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -170,7 +170,7 @@ class DeepSeekMLAForCausalLM(DeepSeekMLAPreTrainedModel, GenerationMixin):
         "`generate` would make a 4D mask for a cache of fixed size; the model makes its own from the 2D one."
         return attention_mask
 
-# %% ../../nbs/model/causal_lm.ipynb #cell-14
+# %% ../../nbs/model/causal_lm.ipynb #cell-15
 @patch
 def forward(
     self: DeepSeekMLAForCausalLM,
@@ -196,7 +196,7 @@ def forward(
         out.loss = sum(out.loss_components.values())
     return out
 
-# %% ../../nbs/model/causal_lm.ipynb #cell-15
+# %% ../../nbs/model/causal_lm.ipynb #cell-16
 AutoConfig.register("deepseek_mla", DeepSeekMLAConfig)
 AutoModel.register(DeepSeekMLAConfig, DeepSeekMLAModel)
 AutoModelForCausalLM.register(DeepSeekMLAConfig, DeepSeekMLAForCausalLM)

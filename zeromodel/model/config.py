@@ -45,12 +45,14 @@ class DeepSeekMLAConfig(Sized, BackboneConfig):
     use_lru: bool = False
     lru_layers: list[int] | None = None       # which layers have a unit; default all
     lru_direct_readout: bool = False          # the refined latent also reaches the residual stream of its position
+    lru_start_as_copy: bool = False           # the latent starts as a copy of what enters the layer and is read out as it is, while its attention starts silent
     lru_max_iterations: int = LRUConfig.max_iterations
     lru_halting: str = LRUConfig.halting; lru_halt_threshold: float = LRUConfig.halt_threshold; lru_halt_bias: float | int = LRUConfig.halt_bias
     lru_global_halt: bool = LRUConfig.global_halt
     lru_ponder_prior: float = LRUConfig.ponder_prior
     lru_confidence: str = LRUConfig.confidence; lru_convergence_tolerance: float = LRUConfig.convergence_tolerance
     lru_cell: str = LRUConfig.cell; lru_intermediate_size: int | None = None; lru_sub_blocks: int = LRUConfig.sub_blocks
+    lru_state_scale: float | int = LRUConfig.state_scale
     lru_update: str = LRUConfig.update; lru_update_gate_bias: float | int = LRUConfig.update_gate_bias
     lru_mixing: list[str] | tuple[str, ...] | str = LRUConfig.mixing
     lru_conv_kernel_size: int = LRUConfig.conv_kernel_size; lru_num_heads: int = LRUConfig.num_heads

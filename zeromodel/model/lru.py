@@ -51,13 +51,15 @@ class Cell(nn.Module):
     def __init__(self, config: LRUConfig):
         super().__init__()
         dc, self.config = config.latent_dim, config
-        self.w_z, self.u_z = nn.Linear(dc, dc, bias=False), BiasedLinear(dc, dc, config.update_gate_bias)
+        if config.update != "sum": self.w_z, self.u_z = nn.Linear(dc, dc, bias=False), BiasedLinear(dc, dc, config.update_gate_bias)
         if config.cell == "gru":
             self.w_r, self.u_r, self.w_n, self.u_n = nn.Linear(dc, dc, bias=False), nn.Linear(dc, dc), nn.Linear(dc, dc, bias=False), nn.Linear(dc, dc)
         if config.cell == "mlp": self.mlp, self.u_n = GatedMLP(dc, config.intermediate_size, dc), nn.Linear(dc, 2 * config.intermediate_size)
-        if config.cell == "block": self.blocks, self.u_n = nn.ModuleList(LatentBlock(config) for _ in range(config.sub_blocks)), nn.Linear(dc, dc)
+        if config.cell == "block": self.blocks = nn.ModuleList(LatentBlock(config) for _ in range(config.sub_blocks))
+        if config.cell == "block" and config.update != "sum": self.u_n = nn.Linear(dc, dc)
 
     def inject(self, c: Tensor) -> tuple[Tensor, ...]:
+        if self.config.update == "sum": return c, c
         return self.u_z(c), self.u_n(c), *([self.u_r(c)] if self.config.cell == "gru" else [])
 
     def candidate(self, m: Tensor, u_n: Tensor, u_r: list[Tensor], layout: Layout, past: NoPast | Past, step: int) -> Tensor:
@@ -67,13 +69,14 @@ class Cell(nn.Module):
             return self.mlp.down_proj(F.silu(self.mlp.gate_proj(m) + gate) * (self.mlp.up_proj(m) + up))
         x = m + u_n
         for b, block in enumerate(self.blocks): x = block(x, layout, past, f"block{step}.{b}")
-        return x if self.config.update == "gru" else x - m
+        return x - m if self.config.update == "residual" else x
 
 # %% ../../nbs/model/lru.ipynb #cell-08
 @patch
 def forward(self: Cell, h: Tensor, m: Tensor, injected: tuple[Tensor, ...], layout: Layout, past: NoPast | Past = NO_PAST, step: int = 0) -> Tensor:
     "The gated update of the state `h` [B,S,dc], given its mixed neighbourhood `m`."
     u_z, u_n, *u_r = injected
+    if self.config.update == "sum": return self.candidate(m, u_n, u_r, layout, past, step)
     z, n = (self.w_z(m) + u_z).sigmoid(), self.candidate(m, u_n, u_r, layout, past, step)
     return (1 - z) * h + z * n if self.config.update == "gru" else h + z * n
 
@@ -101,7 +104,7 @@ class LatentReasoningUnit(nn.Module):
     def __init__(self, config: LRUConfig):
         super().__init__()
         self.config = config
-        self.norm = nn.RMSNorm(config.latent_dim, eps=config.norm_eps)
+        self.norm = nn.Identity() if config.update == "sum" else nn.RMSNorm(config.latent_dim, eps=config.norm_eps)
         self.mixing, self.cell, self.halting = PositionMixing(config), Cell(config), HaltingHead(config)
         for module in self.modules(): initialise(module, config.initializer_range)
 
@@ -162,6 +165,7 @@ def forward(
     past.run(N)
     adaptive = self.config.halting != "fixed" or forced_exit is not None
     if early_exit is None and (torch.is_grad_enabled() or torch.compiler.is_compiling() or not adaptive): early_exit = False
+    c = c * self.config.state_scale if self.config.state_scale != 1 else c
     run = Run(self, c, Halting(self.config, torch.zeros(c.shape[:2], device=c.device, dtype=torch.promote_types(c.dtype, torch.float32)), forced_exit), output_states)
     run.through(N, layout, past, early_exit, readout, residual)
     return run.result()

@@ -76,7 +76,7 @@ class Rotary:
 # %% ../../nbs/model/mla.ipynb #cell-12
 class MLAAttention(nn.Module, Rotary):
     "Multi-head latent attention, with a latent reasoning unit when `lru_config` is given. Raises `ValueError` for a unit of another latent dim."
-    def __init__(self, config: MLAConfig, layer_idx: int = 0, lru_config: LRUConfig | None = None, direct_readout: bool = False):
+    def __init__(self, config: MLAConfig, layer_idx: int = 0, lru_config: LRUConfig | None = None, direct_readout: bool = False, start_as_copy: bool = False):
         super().__init__()
         self.config, self.layer_idx, b = config, layer_idx, config.attention_bias
         D, H, G, dn, dr, dv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rope_head_dim, config.v_head_dim
@@ -92,6 +92,7 @@ class MLAAttention(nn.Module, Rotary):
         self.o_proj = nn.Linear(H * dv, D, bias=b)
         self.lru = LatentReasoningUnit(lru_config) if lru_config else None
         self.readout = nn.Linear(dc, D, bias=False) if lru_config and direct_readout else None
+        if lru_config and start_as_copy: self.kv_a_proj_with_mqa.copies, self.readout.copies, self.o_proj.zero = dc, D, True
         self.scale = (dn + dr) ** -0.5 * softmax_magnitude(config.rope_parameters)
         self.set_rotary(config, dr)
 

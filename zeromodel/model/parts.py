@@ -29,7 +29,7 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]):
     check(value in choices, key, value, f"must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
 
 # %% ../../nbs/model/parts.ipynb #cell-08
-CELLS, UPDATES = ("gru", "mlp", "block"), ("gru", "residual")
+CELLS, UPDATES = ("gru", "mlp", "block"), ("gru", "residual", "sum")
 MIXINGS = "conv", "attention", "attention_base"                  # and "none"
 HALTINGS = "fixed", "act", "ponder", "confidence", "convergence"
 CONFIDENCES = "margin", "entropy"
@@ -58,13 +58,14 @@ class LRUConfig(HaltingConfig):
     "The latent reasoning unit: a gated recurrence over the KV latent. Raises `ValueError` for sizes that cannot be."
     latent_dim: int                          # dc
     cell: str = "gru"                        # what proposes the next state
-    update: str = "gru"                      # "gru": (1-z) h + z n; "residual": h + z n
+    update: str = "gru"                      # "gru": (1-z) h + z n; "residual": h + z n; "sum", of cell "block": the blocks applied to h + c
     update_gate_bias: float = -2.0           # start close to the identity
     mixing: tuple[str, ...] = ("conv",)      # how positions see each other; "none" or ()
     conv_kernel_size: int = 4
     num_heads: int = 4                       # of the latent attention
     intermediate_size: int | None = None     # of the gated MLPs of cells "mlp" and "block"; default 2 dc
     sub_blocks: int = 2                      # of cell "block"
+    state_scale: float = 1.0                 # the latent enters the unit multiplied by this
     checkpoint_iterations: bool = False      # keep only the states for the backward pass, compute the rest again
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
@@ -85,6 +86,8 @@ def validate_lru(config: LRUConfig):
     check_choice("confidence", config.confidence, CONFIDENCES)
     for m in config.mixing: check_choice("mixing", m, (*MIXINGS, "none"))
     check(len(set(config.mixing)) == len(config.mixing), "mixing", config.mixing, "names one twice")
+    check(config.update != "sum" or (config.cell == "block" and not config.mixing), "update", config.update, "takes cell 'block' and mixing 'none': its blocks see other positions by themselves")
+    check(config.state_scale > 0, "state_scale", config.state_scale, "must be positive")
     check(0 < config.halt_threshold <= 1, "halt_threshold", config.halt_threshold, "must lie in (0, 1]")
     check(0 < config.ponder_prior < 1, "ponder_prior", config.ponder_prior, "must lie in (0, 1)")
     check(config.convergence_tolerance > 0, "convergence_tolerance", config.convergence_tolerance, "must be positive")
@@ -182,6 +185,7 @@ def validate_model(config: Sized):
     check_positive(config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_loops")
     config.mla(), config.lru()
     check(config.attention == "mla" or not config.use_lru, "use_lru", config.use_lru, "the unit refines the latent of attention='mla'")
+    check(config.lru_direct_readout or not config.lru_start_as_copy, "lru_start_as_copy", config.lru_start_as_copy, "needs lru_direct_readout, since the attention of such a layer starts silent")
     for i in config.lru_layers or []: check(0 <= i < config.num_hidden_layers, "lru_layers", config.lru_layers, f"layers are 0 to {config.num_hidden_layers - 1}")
 
 # %% ../../nbs/model/parts.ipynb #cell-20
@@ -189,7 +193,7 @@ class ModelSizes(Sized):
     "The keys of a `DeepSeekMLAConfig` and nothing else: enough to count. Raises `ValueError`."
     intermediate_size = rope_parameters = lru_layers = None
     num_loops, attention, kv_latent_dim, rope_theta, initializer_range = 1, "mla", MLAConfig.kv_latent_dim, MLAConfig.rope_theta, LRUConfig.initializer_range
-    tie_word_embeddings = use_lru = lru_direct_readout = False
+    tie_word_embeddings = use_lru = lru_direct_readout = lru_start_as_copy = False
 
     def __init__(self, *, vocab_size: int, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, **keys: Any):
         vars(self).update(keys, vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads)

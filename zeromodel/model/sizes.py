@@ -31,8 +31,9 @@ def unit_parameter_counts(lru: Any) -> dict[str, int]:
     dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim ** 2
     mixing = {"conv": dc * lru.conv_kernel_size + linear(dc, dc, bias=True), "attention": 4 * square, "attention_base": 4 * square}
     block = 2 * dc + 4 * square + 3 * dc * I
-    cell = {"gru": 2 * (square + linear(dc, dc, bias=True)), "mlp": 3 * dc * I + linear(dc, 2 * I, bias=True), "block": linear(dc, dc, bias=True) + lru.sub_blocks * block}
-    return {"norm": dc, **{m: mixing[m] for m in lru.mixing}, "cell": cell[lru.cell], "gate": square + linear(dc, dc, bias=True), "halting": linear(dc * (2 if lru.global_halt else 1), 1, bias=True)}
+    gated = lru.update != "sum"
+    cell = {"gru": 2 * (square + linear(dc, dc, bias=True)), "mlp": 3 * dc * I + linear(dc, 2 * I, bias=True), "block": gated * linear(dc, dc, bias=True) + lru.sub_blocks * block}
+    return {"norm": gated * dc, **{m: mixing[m] for m in lru.mixing}, "cell": cell[lru.cell], "gate": gated * (square + linear(dc, dc, bias=True)), "halting": linear(dc * (2 if lru.global_halt else 1), 1, bias=True)}
 
 
 def unit_parameters(lru: Any) -> int:
@@ -70,14 +71,15 @@ def unit_flops(config: Any, keys: int, decode: bool = False) -> tuple[dict[str, 
     lru, mla = config.lru(), config.mla()
     dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim ** 2
     memory, hop = 2 * square * (keys if decode else 1), 2 * square + 2 * keys * dc       # keys and values of latents; query, scores, mean and output
-    once = {"cell": {"gru": 2 * square, "mlp": 2 * dc * I, "block": square}[lru.cell], "gate": square}
+    gate = square * (lru.update != "sum")
+    once = {"cell": {"gru": 2 * square, "mlp": 2 * dc * I, "block": gate}[lru.cell], "gate": gate}
     mixing = {"conv": dc * lru.conv_kernel_size + square, "attention": memory + hop, "attention_base": hop}
     if "attention_base" in lru.mixing: once["attention_base"] = memory
     write = dc * mla.hidden_size if config.lru_direct_readout else dc * mla.num_key_value_heads * mla.v_head_dim + mla.num_attention_heads * mla.v_head_dim * mla.hidden_size
     head = dc * (2 if lru.global_halt else 1)
     halting = {"fixed": 0, "act": head, "ponder": head}.get(lru.halting, write + mla.hidden_size * config.vocab_size)       # the others read the state out
     cell = {"gru": 2 * square, "mlp": 3 * dc * I, "block": lru.sub_blocks * (memory + hop + 3 * dc * I)}[lru.cell]
-    each = {**{m: mixing[m] for m in lru.mixing}, "cell": cell, "gate": square, "halting": halting}
+    each = {**{m: mixing[m] for m in lru.mixing}, "cell": cell, "gate": gate, "halting": halting}
     if config.lru_direct_readout: once["readout"] = dc * mla.hidden_size
     return {k: 2 * v for k, v in once.items()}, {k: 2 * v for k, v in each.items()}
 
@@ -127,7 +129,7 @@ def unit_activations(config: Any, num_iterations: int | None = None) -> int:
     dc, I, heads, N = lru.latent_dim, lru.intermediate_size, lru.num_heads, num_iterations or lru.max_iterations
     mixing = {"conv": 4 * dc, "attention": 6 * dc + heads, "attention_base": 4 * dc + heads}
     cell = {"gru": 2 * dc, "mlp": 4 * I, "block": lru.sub_blocks * (11 * dc + 4 * I + heads)}[lru.cell]
-    step = dc if lru.checkpoint_iterations else (5 if lru.update == "residual" else 6) * dc + cell + sum(mixing[m] for m in lru.mixing)
+    step = dc if lru.checkpoint_iterations else {"gru": 6, "residual": 5, "sum": 2}[lru.update] * dc + cell + sum(mixing[m] for m in lru.mixing)
     written = 0 if config.lru_direct_readout else mla.num_attention_heads * mla.v_head_dim
     halting = {"fixed": 0, "act": 2 * dc * lru.global_halt, "ponder": 2 * dc * lru.global_halt}.get(lru.halting, 3 * mla.hidden_size + written)
     return N * (step + halting) + 2 * dc * ("attention_base" in lru.mixing) + dc * (lru.halting in ("act", "ponder"))

@@ -39,12 +39,14 @@ class Muon(torch.optim.Muon):
 
 # %% ../../nbs/training/optimizers.ipynb #cell-08
 class MuonWithAdamW(torch.optim.Optimizer):
-    "Muon for the matrices inside the blocks, AdamW for all else, as one optimiser."
-    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, adam_beta2: float):
+    "Muon for the matrices inside the blocks, AdamW for all else, as one optimiser. `around_unit`: factor of the learning rate for the matrices of an attention layer that surround its latent reasoning unit."
+    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, adam_beta2: float, around_unit: float = 1.):
         inside = lambda name, p: p.ndim == 2 and min(p.shape) > 1 and "embed_tokens" not in name and "lm_head" not in name
-        matrices = [p for name, p in model.named_parameters() if inside(name, p)]
+        around = {p for layer in model.modules() if getattr(layer, "lru", None) is not None for p in set(layer.parameters()) - set(layer.lru.parameters())}
+        matrices = [p for name, p in model.named_parameters() if inside(name, p) and p not in around]
+        slow = [p for name, p in model.named_parameters() if inside(name, p) and p in around]
         others = [p for name, p in model.named_parameters() if not inside(name, p)]
-        self.parts = [Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        self.parts = [*(Muon(group, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw") for group, rate in ((matrices, learning_rate), (slow, around_unit * learning_rate)) if group),
                       torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))]
         super().__init__([g for part in self.parts for g in part.param_groups], {})
         for part, group in zip(self.parts, self.param_groups): part.param_groups = [group]      # one group each, shared with the learning-rate schedule

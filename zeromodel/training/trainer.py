@@ -38,6 +38,7 @@ class TrainingConfig:
     learning_rate: float
     optimizer: str = "adamw"               # or "muon": Muon for the matrices of the blocks, AdamW for everything else
     warmup_steps: int = 100
+    around_unit: float = 1.0               # factor of the learning rate for the attention matrices around a latent reasoning unit; with Muon
     weight_decay: float = 0.1
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -63,6 +64,7 @@ def check_training(config: TrainingConfig):
     check(config.learning_rate > 0, "learning_rate", config.learning_rate, "must be positive")
     check(0 <= config.warmup_steps < config.steps, "warmup_steps", config.warmup_steps, f"must lie between 0 and steps={config.steps}")
     check(0 <= config.halting_from < config.steps, "halting_from", config.halting_from, f"must lie between 0 and steps={config.steps}")
+    check(config.around_unit > 0 and (config.around_unit == 1 or config.optimizer == "muon"), "around_unit", config.around_unit, "must be positive, and 1 without optimizer muon")
     check(0 < config.adam_beta2 < 1, "adam_beta2", config.adam_beta2, "must lie between 0 and 1")
     check(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "must lie in [0, 1)")
     check(config.weight_decay >= 0 and config.max_grad_norm > 0, "weight_decay, max_grad_norm", (config.weight_decay, config.max_grad_norm), "must not be negative")
@@ -86,7 +88,7 @@ def as_is(batch): return batch
 class LatentTrainer(Trainer):
     "The Hugging Face Trainer with schedules, the components of the loss in the log, accuracy by depth, and checkpoints that are whole or absent."
     def __init__(self, model, config: TrainingConfig, args: TrainingArguments, tokenizer=None, **kwargs):
-        muon = MuonWithAdamW(model, config.learning_rate, config.weight_decay, config.adam_beta2) if config.optimizer == "muon" else None
+        muon = MuonWithAdamW(model, config.learning_rate, config.weight_decay, config.adam_beta2, config.around_unit) if config.optimizer == "muon" else None
         super().__init__(model, args, data_collator=as_is, optimizers=(muon, None), **kwargs)
         self.config, self.tokenizer = config, tokenizer
         self.average = average_of(model, config.ema_decay) if config.ema_decay else None
