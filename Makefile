@@ -39,11 +39,16 @@ export: $(BIN)/.installed ## the package and the README from the notebooks, whic
 clean:           ## remove what can be made again (not .venv, not the cache of trained weights)
 	rm -rf runs data
 
+NEW_ENOUGH = import sys; assert sys.version_info >= (3, 11)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+GOES_ON = { echo "== the install stopped, see above; make again goes on from here (INSTALL.md, Troubleshooting)"; exit 1; }
+
 $(BIN)/.installed: pyproject.toml constraints.txt
+	$(if $(shell $(PYTHON) -c '$(NEW_ENOUGH)' 2> /dev/null && echo yes),,$(error Python 3.11 or newer is needed, and '$(PYTHON)' is not there or older: install Python 3.11, or name another one with 'make PYTHON=/path/to/python3'))
 	@echo "== installing into .venv (about 2 GB; minutes the first time)"
-	@test -d .venv || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -c '$(NEW_ENOUGH); import pip' 2> /dev/null || $(PYTHON) -m venv --clear .venv || $(GOES_ON)
+	@$(INSTALL) torch || $(GOES_ON)
+	@$(INSTALL) --editable '.[dev]' || $(GOES_ON)
 	@touch $@
 
 .venv-peers/.installed:   # what is only measured against; its own environment, since it pins other versions

@@ -6,7 +6,7 @@
 __all__ = ['app', 'study_app', 'one_line_errors', 'user_errors', 'print_summary', 'study_analyse', 'study_run', 'study_prepare',
            'study_check', 'study_show', 'study_use', 'study_code', 'study_configs', 'study_problems', 'study_speed',
            'study_notebook', 'train', 'evaluate', 'report', 'params', 'level_list', 'write_split', 'split_sizes',
-           'write_splits', 'data', 'audit']
+           'write_splits', 'data', 'audit', 'doctor']
 
 # %% ../nbs/cli.ipynb #cell-03
 import subprocess
@@ -283,3 +283,10 @@ def audit(
             with whole_file(out / (folder.name if folder else suite) / name) as file: file.write(text.encode())
         typer.echo(result.to_markdown())
     raise typer.Exit(result.exit_status)
+
+# %% ../nbs/cli.ipynb #cell-27
+@app.command()
+def doctor():
+    "What this machine can do, what not, and what to do about it; exit code 1 when something must be done. Example: zeromodel doctor"
+    from zeromodel.doctor import main
+    raise typer.Exit(main())
