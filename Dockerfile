@@ -1,10 +1,10 @@
-# Training on NVIDIA GPUs. PyTorch's wheels bring CUDA and the host brings the driver, so that the base stays slim; gcc is for torch.compile.
+# Training on NVIDIA GPUs. PyTorch's wheels bring CUDA and the host brings the driver, so that the base stays slim; g++ is for torch.compile.
 FROM python:3.11.11-slim-bookworm
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ARG USER_ID=1000
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc git libc6-dev make \
+ && apt-get install --yes --no-install-recommends g++ git make \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --no-log-init --create-home --uid "$USER_ID" zeromodel \
  && install --directory --owner zeromodel --group zeromodel /workspace/zeromodel

@@ -25,7 +25,7 @@ def findings(check, *args, **kwargs) -> list[Finding]:
 FAULTS = {     # a machine that is broken in one way: the check, what it is given, the worst finding, what that says and advises
     "wrong Python": (doctor.check_python, ((3, 9, 18),), "problem", "Python 3.9.18 is too old", "make PYTHON=python3.11"),
     "newer Python": (doctor.check_python, ((3, 13, 0),), "note", "Python 3.13.0", "use Python 3.11"),
-    "no compiler": (doctor.check_compiler, (None,), "note", "no C compiler", "torch.compile only"),
+    "no compiler": (doctor.check_compiler, (None,), "note", "no C and C++ compiler", "torch.compile only"),
     "CUDA build without a GPU": (doctor.check_gpu, (Accelerator("13.0", error="Found no NVIDIA driver on your system. Please check"),), "note", "there is no NVIDIA driver", "--gpus all"),
     "CUDA build, no device": (doctor.check_gpu, (Accelerator("13.0", error="No CUDA GPUs are available"),), "note", "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES"),
     "CPU build": (doctor.check_gpu, (Accelerator(),), "note", "built without CUDA", "INSTALL.md"),

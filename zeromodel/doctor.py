@@ -127,13 +127,15 @@ def check_attention(gpu: Accelerator, flash: str) -> Iterator[Finding]:
 
 
 def check_compiler(path: str | None) -> Finding:
-    "Is there a C compiler? `path`: of it."
-    return Finding("ok", f"C compiler {path}") if path else Finding("note", "no C compiler", "needed by torch.compile only; install gcc (apt-get install gcc libc6-dev, or xcode-select --install)")
+    "Are there compilers? `path`: of them."
+    return Finding("ok", f"compilers {path}") if path else Finding("note", "no C and C++ compiler", "needed by torch.compile only; apt-get install g++, or xcode-select --install")
 
 
 def find_compiler() -> str | None:
-    "The compiler that PyTorch would call."
-    return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+    "The compilers that PyTorch would call, for C (on a GPU) and C++ (on a CPU); None if one is missing."
+    names = (os.environ.get("CC") or "cc", "gcc", "clang"), (os.environ.get("CXX") or "c++", "g++", "clang++")
+    found = [next(filter(None, map(shutil.which, n)), None) for n in names]
+    return " and ".join(found) if all(found) else None
 
 # %% ../nbs/doctor.ipynb #cell-20
 GB = 2**30
