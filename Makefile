@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lab report bench audit export clean
+.PHONY: help repro test lab report bench audit export docs clean
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -36,8 +36,12 @@ export: $(BIN)/.installed ## the package and the README from the notebooks, whic
 	@nbdev_clean && nbdev_export && nbdev_clean
 	@jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
+docs: $(BIN)/.docs        ## the site of the documentation, from the notebooks, to _docs/html
+	@sphinx-build --quiet --fail-on-warning --keep-going -c docs . _docs/html
+	@echo "open _docs/html/docs/index.html"
+
 clean:           ## remove what can be made again (not .venv, not the cache of trained weights)
-	rm -rf runs data
+	rm -rf runs data _docs docs/api
 
 NEW_ENOUGH = import sys; assert sys.version_info >= (3, 11)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -49,6 +53,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(NEW_ENOUGH); import pip' 2> /dev/null || $(PYTHON) -m venv --clear .venv || $(GOES_ON)
 	@$(INSTALL) torch || $(GOES_ON)
 	@$(INSTALL) --editable '.[dev]' || $(GOES_ON)
+	@touch $@
+
+$(BIN)/.docs: $(BIN)/.installed
+	@$(INSTALL) --editable '.[docs]' || $(GOES_ON)
 	@touch $@
 
 .venv-peers/.installed:   # what is only measured against; its own environment, since it pins other versions
