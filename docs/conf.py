@@ -43,7 +43,7 @@ def as_rst(app, what, name, obj, options, lines):
     "Docstrings are Markdown: code in single backticks, links in brackets, stars that mean nothing."
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", "\n".join(lines))
     pieces = re.split(r"`+([^`]+)`+", text)
-    lines[:] = "".join(f" ``{piece}`` " if i % 2 else re.sub(r"([*|_\\])", r"\\\1", piece) for i, piece in enumerate(pieces)).splitlines()
+    lines[:] = "".join(f"\\ ``{piece}``\\ " if i % 2 else re.sub(r"([*|_\\])", r"\\\1", piece) for i, piece in enumerate(pieces)).splitlines()
 
 
 def as_mathml(writer, node, display: str):

@@ -177,7 +177,7 @@ def check_folder(folder: Path) -> Finding:
     above = next(filter(is_root, folder.parents), None)
     return Finding("problem", "the working folder is not the root of the repository", f"cd {above}" if above else "cd to the folder with params.yaml and the Makefile")
 
-
+# %% ../nbs/doctor.ipynb #cell-24
 def alive(pid: int) -> bool:
     "Is there a process with this number?"
     try: os.kill(pid, 0)
@@ -192,7 +192,7 @@ def lock_holders(root: Path) -> set[int]:
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {int(entry["pid"]) for kind in entries.values() for held in kind.values() for entry in (held if isinstance(held, list) else [held])}
 
-# %% ../nbs/doctor.ipynb #cell-24
+# %% ../nbs/doctor.ipynb #cell-25
 def check_dvc(root: Path, alive=alive) -> Iterator[Finding]:
     "Locks and cache of DVC. `alive(pid)`: is that process running?"
     if not (root / ".dvc/config").exists(): return
@@ -206,7 +206,7 @@ def check_dvc(root: Path, alive=alive) -> Iterator[Finding]:
     if any(cache.glob("files/*/*")): yield Finding("ok", "DVC cache: there are results of stages in it")
     else: yield Finding("note", "DVC cache: empty", "'make repro' trains from the beginning")
 
-# %% ../nbs/doctor.ipynb #cell-25
+# %% ../nbs/doctor.ipynb #cell-26
 def check_data(root: Path, compare=None) -> Finding:
     "Is the benchmark the committed one? `compare(folder)` raises `RuntimeError` when not; default: `study.pipeline.check_benchmark`."
     if not (root / "data").exists(): return Finding("note", "the benchmark has not been made yet", "'make repro' makes it, in a minute, and checks it against data.dvc")
@@ -219,7 +219,7 @@ def check_data(root: Path, compare=None) -> Finding:
     finally: os.chdir(before)
     return Finding("ok", "the benchmark is the committed one")
 
-# %% ../nbs/doctor.ipynb #cell-28
+# %% ../nbs/doctor.ipynb #cell-29
 def try_model():
     "One training step of a tiny model with a latent reasoning unit, and decoding with a cache. Raises when something is wrong."
     import torch
@@ -240,14 +240,14 @@ def try_model():
         if not torch.equal(say(True), say(False)): raise AssertionError("decoding with a cache differs from decoding without one")
         if not all(p.isfinite().all() for p in model.parameters()): raise AssertionError("a training step gave weights that are no numbers")
 
-
+# %% ../nbs/doctor.ipynb #cell-30
 def try_generator():
     "A few problems of every level. Raises when something is wrong."
     from zeromodel.tasks.generate import problems
     from zeromodel.tasks.suites import SUITES
     if len(list(problems(SUITES["nano"], "train", {1: 1., 2: 1., 3: 1., 4: 1.}, 8, seed=0))) != 8: raise AssertionError("asked for 8 problems, got another number")
 
-# %% ../nbs/doctor.ipynb #cell-29
+# %% ../nbs/doctor.ipynb #cell-31
 TRIALS = {"try_model": "a training step, and decoding with a cache as without", "try_generator": "problems drawn by the compiled generator"}
 
 
@@ -265,7 +265,7 @@ def self_test(seconds: float = 10., command: list[str] | None = None) -> Iterato
     if code is None: yield Finding("note", f"self-test: stopped after {seconds:g} s at: {where}", "a slow machine, or the first use, which compiles the generator (half a minute); run it again after 'zeromodel data --num-samples 8 --out /tmp/problems'")
     else: yield Finding("problem", f"self-test: {where}: failed ({errors[-1] or f'exit code {code}'})", REINSTALL if "ModuleNotFound" in errors[-1] else "an error like this is a bug or a broken package; INSTALL.md, Troubleshooting")
 
-# %% ../nbs/doctor.ipynb #cell-32
+# %% ../nbs/doctor.ipynb #cell-34
 def guarded(check, *args) -> Iterator[Finding]:
     "The findings of `check`; an error in it is one, too."
     try:
@@ -291,7 +291,7 @@ def examine(root: Path, quick: bool = False) -> Iterator[Finding]:
     yield from guarded(check_data, root)
     yield from self_test()
 
-
+# %% ../nbs/doctor.ipynb #cell-35
 def main(quick: bool = False) -> int:
     "Print the findings as they come; the exit code."
     findings = []
@@ -300,5 +300,5 @@ def main(quick: bool = False) -> int:
         findings.append(finding)
     return exit_code(findings)
 
-# %% ../nbs/doctor.ipynb #cell-35
+# %% ../nbs/doctor.ipynb #cell-38
 if __name__ == "__main__" and globals().get("__spec__"): sys.exit(main())
