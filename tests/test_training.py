@@ -22,15 +22,16 @@ from zeromodel.training.schedules import Curriculum, Iterations
 
 MAIN, GROUPS = "mla_lru_adaptive", ["baseline", "mla_only", "mla_lru_fixed", "mla_lru_adaptive"]
 LOSSES = "training.losses."
+MLP = {"lru_cell": "mlp", "lru_update": "residual"}      # a cell that does not see other positions by itself
 DIFFERENCES = {     # from the main experiment, as the names say
     "mla_lru_adaptive": {}, "mla_only": {"use_lru": False}, "mla_lru_fixed": {"lru_halting": "fixed"},
-    "mla_lru_no_pos_mix": {"lru_mixing": "none"}, "mla_lru_no_global_halt": {"lru_global_halt": False}, "mla_lru_minimal": {"lru_mixing": "none", "lru_global_halt": False},
+    "mla_lru_no_pos_mix": MLP, "mla_lru_no_global_halt": {"lru_global_halt": False}, "mla_lru_minimal": MLP | {"lru_global_halt": False},
     **{f"mla_lru_iter_{n}": {"lru_halting": "fixed", "lru_max_iterations": n} for n in (2, 4, 8, 16)},
     "mla_lru_no_stability": {LOSSES + "stability": 0.}, "mla_lru_high_stability": {LOSSES + "stability": .5}, "mla_lru_no_ponder": {LOSSES + "ponder": 0.}, "mla_lru_high_ponder": {LOSSES + "ponder": .01},
     "mla_lru_ce_only": {LOSSES + "stability": 0., LOSSES + "sparsity": 0., LOSSES + "ponder": 0.},
-    "mla_lru_attention": {"lru_mixing": "attention"}, "mla_lru_attention_base": {"lru_mixing": "attention_base"},
+    "mla_lru_attention": MLP | {"lru_mixing": "attention"}, "mla_lru_attention_base": MLP | {"lru_mixing": "attention_base"},
     "halt_confidence": {"lru_halting": "confidence"}, "halt_ponder": {"lru_halting": "ponder"}, "halt_convergence": {"lru_halting": "convergence"},
-    "mla_lru_plain": {"lru_cell": "gru", "lru_update": "gru", "lru_mixing": "conv", "lru_direct_readout": False},
+    "mla_lru_plain": {"lru_cell": "gru", "lru_update": "gru", "lru_mixing": "conv", "lru_direct_readout": False, "lru_state_scale": 1., "lru_start_as_copy": False, "training.around_unit": 1.},
 }
 PLAIN = {"attention": "gqa", "use_lru": False}
 CONTROLS = {     # sizes that are solved for or scaled left out
@@ -139,7 +140,7 @@ def poison(monkeypatch, at: int):
     "Make a weight of the unit no number before step `at`."
     real = trainer.LatentTrainer.training_step
     def step(self, model, *args, **kwargs):
-        if self.state.global_step == at: self.units[0].cell.u_n.bias.data[0] = torch.nan
+        if self.state.global_step == at: self.units[0].cell.blocks[0].mlp.down_proj.weight.data[0, 0] = torch.nan
         return real(self, model, *args, **kwargs)
     monkeypatch.setattr(trainer.LatentTrainer, "training_step", step)
 
@@ -149,7 +150,7 @@ def test_a_planted_nan_is_named(micro, monkeypatch):
     poison(monkeypatch, at=20)
     manifest = trained(folder, configs[MAIN], "poisoned")
     assert manifest["status"] == "failed"
-    assert manifest["error"] == "the loss is nan at step 20, first in layer 1, iteration 1; not finite: model.layers.1.self_attn.lru.cell.u_n.bias"
+    assert manifest["error"] == "the loss is nan at step 20, first in layer 0, iteration 1; not finite: model.layers.0.self_attn.lru.cell.blocks.0.mlp.down_proj.weight"
     assert [p.name for p in (folder / f"poisoned/{MAIN}/0/checkpoints").iterdir()] == ["checkpoint-16"]
 
 
