@@ -14,14 +14,14 @@ def answers(seed: int, accuracy: float, forced: int = 0, n: int = 1000, **keys) 
     return [[(row | {"correct": c, "n": round(n * (accuracy if c else 1 - accuracy))})[k] for k in FILE_COLUMNS] for c in (0, 1)]
 
 
-def plant(report: Path, accuracy: dict[str, list[float | str]], models: dict[str, dict] | None = None, contrast: tuple[str, str] = ("a", "b"), forced: bool = False) -> Path:
+def plant(report: Path, accuracy: dict[str, list[float | str]], models: dict[str, dict] | None = None, contrast: tuple[str, str] = ("a", "b"), forced: bool = False, seeds: list[int] | None = None) -> Path:
     "`accuracy`: for each experiment a value for each seed, or 'failed' or 'missing'; `models`: keys over a tiny baseline. No checkpoint, no data."
     study = {"run": list(accuracy), "suite": "nano", "modulus": 5, "num_names": 6, "length": 40, "contrast": {"control": contrast[0], "treatment": contrast[1], "smallest_effect": .05}}
     write_json(report / "configs/study.json", study)
     for name, values in accuracy.items():
-        write_json(report / f"configs/{name}.json", {"seeds": list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9}}})
+        write_json(report / f"configs/{name}.json", {"seeds": seeds or list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9}}})
         rows = []
-        for seed, a in enumerate(values):
+        for seed, a in zip(seeds or range(len(values)), values):
             if a == "missing": continue
             ended = {"status": "failed", "error": "the loss is nan at step 7"} if a == "failed" else {"status": "finished", "parameters": 1000, "steps": 9, "seconds": 1.5}
             write_json(report / f"runs/{name}/{seed}/manifest.json", {"experiment": name, "seed": seed} | ended)

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import zeromodel.model.causal_lm  # noqa: F401  registers the model with transformers' Auto classes
-from .counts import COLUMNS, FILE_COLUMNS, SCHEMA, read_evaluation, write_table
+from .counts import COLUMNS, FILE_COLUMNS, SCHEMA, read_evaluation, write_evaluation
 from .metrics import EfficiencyMetrics, EvaluationReport, accuracy, accuracy_metrics, flops_reduction, kv_compression_ratio, lru_metrics, write_whole
 from .param_counter import ModelCost
 from ..tasks.answers import answer, encode_as
@@ -131,6 +131,7 @@ def evaluate_whole(
     out: Path,                          # where NAME.parquet and NAME.json go
     parts: Path | None = None,          # where what is done so far is kept; default out/parts/NAME
     format: str = "parallel",           # in which the models were trained; in others nothing is forced to exit
+    forced_samples: list[dict] | None = None,      # asked at the forced exits; default all
     most_exits: int | None = None,      # forced exits; default all
 ) -> pd.DataFrame:
     "The whole evaluation of one experiment, from where it was stopped; returns the table of `FILE_COLUMNS`."
@@ -139,10 +140,8 @@ def evaluate_whole(
         weights = Path(folder) / str(seed) / "model"
         if not weights.exists(): continue
         for forced in [0, *(exits(AutoConfig.from_pretrained(weights))[:most_exits] if format == "parallel" else [])]:
-            part = make_part(f"{name}, seed {seed}", weights, samples, format, forced, (parts or Path(out) / "parts" / name) / f"{seed}-{forced}.json")
+            part = make_part(f"{name}, seed {seed}", weights, forced_samples if forced and forced_samples is not None else samples, format, forced, (parts or Path(out) / "parts" / name) / f"{seed}-{forced}.json")
             rows += [[seed, forced, *row] for row in part["rows"]]
             if not forced: reports[str(seed)] = part["report"]
-    table = pd.DataFrame(rows, columns=FILE_COLUMNS, dtype="int64")
-    write_table(Path(out) / f"{name}.parquet", table)
-    write_whole(Path(out) / f"{name}.json", f"{json.dumps(SCHEMA | {'experiment': name, 'columns': FILE_COLUMNS, 'rows': rows, 'reports': reports})}\n".encode())
-    return table
+    write_evaluation(out, name, rows, reports)
+    return pd.DataFrame(rows, columns=FILE_COLUMNS, dtype="int64")

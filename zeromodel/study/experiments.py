@@ -199,8 +199,11 @@ def origins(study: Study, name: str) -> dict[str, tuple[Any, str]]:
 
 # %% ../../nbs/study/experiments.ipynb #cell-20
 def read_study(path: Path = Path("params.yaml")) -> tuple[Study, dict[str, RunConfig]]:
-    "The study in `path` and the resolved configuration of every experiment that it runs. Raises `StudyError`."
-    try: data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    "The study in `path` and the resolved configuration of every experiment that it runs; `experiments` may be in the file of that name beside it. Raises `StudyError`."
+    shared = Path(path).with_name("experiments.yaml")
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "experiments" not in data and shared.exists(): data |= yaml.safe_load(shared.read_text(encoding="utf-8"))
     except FileNotFoundError: raise StudyError(f"{path}: no such file; run from the root of the repository") from None
     except yaml.YAMLError as e: raise StudyError(f"{path}: not YAML: {' '.join(str(e).split())}") from None
     study = build(Study, data)

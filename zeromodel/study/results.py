@@ -92,10 +92,10 @@ def accuracy_by(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 TRAINED = "level == 1 and forward == 1"      # the questions of the kind that was trained
 
 
-def primary_scores(report: Path, experiments: list[str]) -> tuple[pd.DataFrame, int]:
-    "Accuracy of every run at the deepest depth of the trained level, NaN where a run failed; and that depth."
+def primary_scores(report: Path, experiments: list[str], depth: int | None = None) -> tuple[pd.DataFrame, int]:
+    "Accuracy of every run at `depth` (default: the deepest) of the trained level, NaN where a run failed; and that depth."
     table = counts(report, experiments).query(TRAINED)
-    deepest = int(table.depth.max()) if len(table) else 0
+    deepest = depth or (int(table.depth.max()) if len(table) else 0)
     scores = accuracy_by(table[table.depth == deepest], [])
     return manifests(report, experiments)[["experiment", "seed", "status"]].merge(scores, how="left", on=["experiment", "seed"]), deepest
 
@@ -131,10 +131,10 @@ def equal_accuracy(report: Path, unit: str, treatment: str | None = None) -> Equ
     except ValueError: return None
 
 # %% ../../nbs/study/results.ipynb #cell-18
-def by_seed(report: Path) -> pd.DataFrame:
-    "Accuracy at the deepest trained depth, a row for each seed, a column for each experiment, NaN where a run failed or is missing."
+def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
+    "Accuracy at `depth` (default: the deepest that was trained), a row for each seed, a column for each experiment, NaN where a run failed or is missing."
     experiments = experiments_of(report)
-    return primary_scores(report, experiments)[0].pivot(index="seed", columns="experiment", values="accuracy")[experiments].astype(float)
+    return primary_scores(report, experiments, depth)[0].pivot(index="seed", columns="experiment", values="accuracy")[experiments].astype(float)
 
 
 def ablations(report: Path) -> StatisticalReport:
