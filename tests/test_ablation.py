@@ -29,7 +29,7 @@ def tiny(folder: Path) -> Path:
     p["problems"] |= {"train": 200, "validation": 20}
     p["model"] |= {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "kv_latent_dim": 16, "rope_head_dim": 4, "lru_intermediate_size": 16, "lru_num_heads": 2}
     p["training"] |= {"steps": 20, "batch_size": 8, "warmup_steps": 2, "evaluate_every": 10, "halting_from": 10}
-    p["experiments"] = {"baseline": {"model": {"attention": "gqa", "use_lru": False}}, "mla_lru_adaptive": {}, "mla_only": {"model": {"use_lru": False}, "training": {"learning_rate": 1e30, "optimizer": "adamw", "warmup_steps": 0}},
+    p["experiments"] = {"baseline": {"model": {"attention": "gqa", "use_lru": False}}, "mla_lru_adaptive": {}, "mla_only": {"model": {"use_lru": False}, "training": {"learning_rate": 1e30, "optimizer": "adamw", "around_unit": 1.0, "warmup_steps": 0}},
                         "cot": {"model": {"attention": "gqa", "use_lru": False}, "training": {"format": "cot"}}}
     folder.mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(p, sort_keys=False))

@@ -106,3 +106,8 @@ def test_built_twice_it_is_the_same(analysed, tmp_path):
     write_report(tmp_path / "planted")
     for name in ("index.html", "summary.json", "report.pdf"): assert (tmp_path / "planted" / name).read_bytes() == (analysed / name).read_bytes(), name
     assert json.loads((analysed / "summary.json").read_text(), parse_constant=pytest.fail)       # no NaN, which is not JSON
+
+
+def test_readme_says_what_the_report_says():
+    verdict = json.loads((ROOT / "reports/nano/summary.json").read_text())["verdict"]
+    for readme in ("README.md", "README.zh-CN.md"): assert f"**{verdict}**" in (ROOT / readme).read_text()

@@ -51,8 +51,7 @@ class DeepSeekMLAConfig(Sized, BackboneConfig):
     lru_global_halt: bool = LRUConfig.global_halt
     lru_ponder_prior: float = LRUConfig.ponder_prior
     lru_confidence: str = LRUConfig.confidence; lru_convergence_tolerance: float = LRUConfig.convergence_tolerance
-    lru_cell: str = LRUConfig.cell; lru_intermediate_size: int | None = None; lru_sub_blocks: int = LRUConfig.sub_blocks
-    lru_state_scale: float | int = LRUConfig.state_scale
+    lru_cell: str = LRUConfig.cell; lru_intermediate_size: int | None = None; lru_sub_blocks: int = LRUConfig.sub_blocks; lru_state_scale: float | int = LRUConfig.state_scale
     lru_update: str = LRUConfig.update; lru_update_gate_bias: float | int = LRUConfig.update_gate_bias
     lru_mixing: list[str] | tuple[str, ...] | str = LRUConfig.mixing
     lru_conv_kernel_size: int = LRUConfig.conv_kernel_size; lru_num_heads: int = LRUConfig.num_heads

@@ -142,14 +142,14 @@ def print_cells(cells: list, died: list[str]):
 # %% ../../nbs/study/commands.ipynb #cell-14
 def ablation(
     config: Annotated[Path, typer.Option(help="The study, a file such as params.yaml or studies/micro.yaml.")] = Path("params.yaml"),
-    experiments: Annotated[str, typer.Option(help="Some of its experiments, such as baseline,mla_only. [default: those that it runs]")] = "",
-    seeds: Annotated[str, typer.Option(help="Some of its seeds, such as 0,1. [default: all]")] = "",
-    output_dir: Annotated[Optional[Path], typer.Option(help="Where ablation.json, tables and report go. [default: reports/STUDY]")] = None,
+    experiments: Annotated[str, typer.Option(help="Some of its experiments, such as baseline,mla_only; default: those that it runs.")] = "",
+    seeds: Annotated[str, typer.Option(help="Some of its seeds, such as 0,1; default: all.")] = "",
+    output_dir: Annotated[Optional[Path], typer.Option(help="Where ablation.json, tables and report go; default: reports/STUDY.")] = None,
     dry_run: Annotated[bool, typer.Option(help="List what would be trained, and how long that takes; write nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option(help="Train cells again whose loss was no longer a number.")] = False,
-    at_once: Annotated[Optional[int], typer.Option(min=1, help="Runs at the same time. [default: as many as there are cores]")] = None,
+    at_once: Annotated[Optional[int], typer.Option(min=1, help="Runs at the same time; default: as many as there are cores.")] = None,
     report_only: Annotated[bool, typer.Option(help="Tables and report from --results-dir; no data, weights or params.yaml needed.")] = False,
-    results_dir: Annotated[Optional[Path], typer.Option(help="A folder such as reports/nano, or a copy of it. [default: that of the active study]")] = None,
+    results_dir: Annotated[Optional[Path], typer.Option(help="A folder such as reports/nano, or a copy of it; default: that of the active study.")] = None,
     latex: Annotated[bool, typer.Option(help="Print the table as LaTeX (booktabs).")] = False,
 ):
     "Train what is missing of a study, with a live table, and report. Example: zeromodel ablation --experiments baseline,mla_only --seeds 0,1 --dry-run"
