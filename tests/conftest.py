@@ -22,10 +22,10 @@ def run(*command: str, cwd: Path, check: bool = True, **kwargs) -> subprocess.Co
 
 
 def copy_repository(folder: Path, benchmark: Path | None = None) -> Path:
-    "A committed copy of what git tracks here and of what it would track, without the reports; with the frozen benchmark in place when it is given."
+    "A committed copy of what git tracks here and of what it would track, without the reports on studies; with the frozen benchmark in place when it is given."
     files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
-        if (ROOT / name).is_file() and not name.startswith("reports/"):
+        if (ROOT / name).is_file() and (not name.startswith("reports/") or name.endswith("audit.json")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     for compiled in (ROOT / "zeromodel").rglob("__pycache__/*.nb[ic]"):        # numba takes them while the time of the source is the same

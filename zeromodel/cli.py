@@ -49,7 +49,8 @@ def train(
 def evaluate(experiment: str):
     "Answer the frozen test suite with every seed of an experiment. Example: zeromodel evaluate baseline"
     with one_line_errors():
-        from zeromodel.study.pipeline import evaluate_experiment, study_name
+        from zeromodel.study.measure import evaluate_experiment
+        from zeromodel.study.pipeline import study_name
         evaluate_experiment(study_name(), experiment)
 
 

@@ -24,7 +24,8 @@ from rich.table import Table
 from .cells import Cell, begun, cells_of, choose, declare, duration, estimates, forget, late, manifest, note, read_or, state, to_train
 from ..evaluation.counts import write_evaluation
 from .compare import deepest, results_folder
-from .pipeline import STAGE_CODE, check_benchmark, evaluate_experiment, prepared, processes, report_folder, write_configs, write_problems
+from .measure import evaluate_experiment
+from .pipeline import STAGE_CODE, check_benchmark, prepared, processes, report_folder, write_configs, write_problems
 from .results import by_seed, study_of
 from ..training.checkpoints import code_of, key_of, read_json, write_atomically
 

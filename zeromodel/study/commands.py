@@ -185,11 +185,12 @@ def study_problems():
         from zeromodel.study.pipeline import write_problems
         write_problems()
 
-
+# %% ../../nbs/study/commands.ipynb #cell-17
 @study_app.command("speed", hidden=True)
 def study_speed():
     with one_line_errors():
-        from zeromodel.study.pipeline import measure_experiments, study_name
+        from zeromodel.study.measure import measure_experiments
+        from zeromodel.study.pipeline import study_name
         measure_experiments(study_name())
 
 

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['STAGE_CODE', 'Job', 'PipelineError', 'run_folder', 'report_folder', 'write_code', 'write_configs', 'encoded',
            'save_arrays', 'problems_stamp', 'write_problems', 'train_seed', 'worker', 'processes', 'side_by_side',
-           'train_experiments', 'nearest', 'experiments_named', 'prepared', 'evaluate_experiment',
-           'measure_experiments', 'normalised', 'run_notebook', 'check_benchmark', 'check_study', 'study_name',
-           'reproduce']
+           'train_experiments', 'nearest', 'experiments_named', 'prepared', 'normalised', 'run_notebook',
+           'check_benchmark', 'check_study', 'study_name', 'reproduce']
 
 # %% ../../nbs/study/pipeline.ipynb #cell-03
 import difflib
@@ -52,7 +51,7 @@ def write_code():
     "Stage `code`."
     for stage, modules in STAGE_CODE.items(): write_atomically(Path("runs/code") / f"{stage}.py", code_of(*modules))
 
-
+# %% ../../nbs/study/pipeline.ipynb #cell-06
 def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     "Stage `configs`: the full configuration of every experiment that the study in `params` runs and of those in `also`, and what the report must know of the study."
     from zeromodel.study.experiments import read_study, resolve
@@ -65,7 +64,7 @@ def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     write_json(report_folder(study.study) / "configs" / "study.json", about)
     for name, config in configs.items(): write_json(report_folder(study.study) / "configs" / f"{name}.json", {"seeds": study.seeds, "config": asdict(config)})
 
-# %% ../../nbs/study/pipeline.ipynb #cell-06
+# %% ../../nbs/study/pipeline.ipynb #cell-07
 def encoded(study: Any, split: str, n: int, tokenizer, formats: list[str]) -> dict[str, np.ndarray]:
     "`n` problems of `split` in each of `formats`, named FORMAT/SPLIT/ARRAY."
     from zeromodel.tasks.answers import encode_as
@@ -84,7 +83,7 @@ def save_arrays(file: Path, arrays: dict[str, np.ndarray]):
     np.savez_compressed(partial, **arrays)
     os.replace(partial, file)
 
-# %% ../../nbs/study/pipeline.ipynb #cell-08
+# %% ../../nbs/study/pipeline.ipynb #cell-09
 def problems_stamp(study: Any, formats: list[str], file: Path) -> str:
     "What the problems in `file` would be drawn from now, and what is in it."
     return key_of(asdict(study.problems), formats, code_of(*STAGE_CODE["problems"]), hashlib.sha256(file.read_bytes()).hexdigest())
@@ -105,7 +104,7 @@ def write_problems(params: Path = Path("params.yaml"), known: bool = False, fold
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
-# %% ../../nbs/study/pipeline.ipynb #cell-10
+# %% ../../nbs/study/pipeline.ipynb #cell-11
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
@@ -130,7 +129,7 @@ def worker(*args):
     torch.use_deterministic_algorithms(True)
     train_seed(*args)
 
-# %% ../../nbs/study/pipeline.ipynb #cell-11
+# %% ../../nbs/study/pipeline.ipynb #cell-12
 Job = tuple[dict[str, Any], int, Path]      # configuration, seed, problems
 
 
@@ -153,7 +152,7 @@ def processes(jobs: list[Job], at_once: int | None = None, stop_after: float = f
         for w in workers:
             if w.pid: w.kill(); w.join()
 
-# %% ../../nbs/study/pipeline.ipynb #cell-12
+# %% ../../nbs/study/pipeline.ipynb #cell-13
 def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")):
     "The `processes` with a line that says how far they are. Raises `PipelineError` when one dies."
     with tqdm(total=sum(config["training"]["steps"] for config, *_ in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
@@ -163,7 +162,7 @@ def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float 
     if dead := [f"{config['experiment']}/{seed}" for (config, seed, _), (state, *_) in zip(jobs, now) if state == "died"]:
         raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-14
+# %% ../../nbs/study/pipeline.ipynb #cell-15
 def train_experiments(study: str, experiments: list[str], seeds: list[int] | None = None, base_model: str | None = None, **limits) -> list[dict[str, Any]]:
     "Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side. Returns the manifests of those that have ended. `limits`: of `side_by_side`."
     import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
@@ -175,12 +174,12 @@ def train_experiments(study: str, experiments: list[str], seeds: list[int] | Non
     files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
     return [read_json(file) for file in files if file.exists()]
 
-# %% ../../nbs/study/pipeline.ipynb #cell-15
+# %% ../../nbs/study/pipeline.ipynb #cell-16
 def nearest(name: str, known: list[str], otherwise: str = "there are") -> str:
     "A hint for someone who wrote `name`."
     return f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"{otherwise} {', '.join(known)}"
 
-# %% ../../nbs/study/pipeline.ipynb #cell-16
+# %% ../../nbs/study/pipeline.ipynb #cell-17
 def experiments_named(study: str, names: list[str]) -> list[str]:
     "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
     configs = report_folder(study) / "configs"
@@ -207,42 +206,7 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
         save_arrays(file, encoded(whole, "train", seen, tokenizer, ["words"]) | encoded(whole, "validation", p.validation, tokenizer, ["words"]))
     return config, file
 
-# %% ../../nbs/study/pipeline.ipynb #cell-17
-def evaluate_experiment(study: str, experiment: str):
-    "Stage `evaluate`: answer the frozen test suite with every seed, and its chains in forward order at every forced exit; watch a few problems closely."
-    import transformers
-    from zeromodel.evaluation.closeups import write_closeups
-    from zeromodel.evaluation.evaluator import evaluate_whole
-    from zeromodel.tasks.records import read_jsonl
-    transformers.logging.disable_progress_bar()
-    spec, trained, report = read_json(report_folder(study) / "configs" / f"{experiment}.json"), run_folder(study) / "train" / experiment, report_folder(study)
-    samples, format = read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"]
-    evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format, forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]])
-    write_closeups(trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json")
-
-# %% ../../nbs/study/pipeline.ipynb #cell-18
-def measure_experiments(study: str):
-    "Stage `speed`: the first seed of every experiment that has weights, by the clock, on the first 64 problems of the test suite."
-    import pandas as pd
-    import torch
-    import transformers
-    from zeromodel.evaluation.evaluator import AutoModelForCausalLM
-    from zeromodel.evaluation.speed import measure_speed
-    from zeromodel.tasks.causal_loop import parse
-    from zeromodel.tasks.records import read_jsonl
-    from zeromodel.tasks.tokens import encode
-    transformers.logging.disable_progress_bar()
-    rows = []
-    for name in read_json(report_folder(study) / "configs/study.json")["run"]:
-        spec = read_json(report_folder(study) / "configs" / f"{name}.json")
-        weights = [w for s in spec["seeds"] if (w := run_folder(study) / "train" / name / str(s) / "model").exists()]
-        if not weights: continue
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(weights[0]).eval(), transformers.AutoTokenizer.from_pretrained(weights[0])
-        arrays = encode([parse(s["text"]) for s in read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl")[:64]], tokenizer)
-        rows.append({"experiment": name} | measure_speed(model, *(torch.from_numpy(arrays[k]).long() for k in ("input_ids", "attention_mask")), repeats=9))
-    write_atomically(report_folder(study) / "speed.csv", pd.DataFrame(rows).to_csv(index=False))
-
-# %% ../../nbs/study/pipeline.ipynb #cell-20
+# %% ../../nbs/study/pipeline.ipynb #cell-19
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     "A notebook without timestamps, counters of the machine, and random ids."
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k == "kernelspec"}
@@ -265,7 +229,7 @@ def run_notebook(study: str, name: str):
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
 
-# %% ../../nbs/study/pipeline.ipynb #cell-22
+# %% ../../nbs/study/pipeline.ipynb #cell-21
 def check_benchmark(folder: Path = Path("data")):
     "Make the frozen test suites if `folder` is missing, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
     if not folder.exists():
@@ -281,7 +245,7 @@ def check_benchmark(folder: Path = Path("data")):
         raise PipelineError(f"the benchmark in {folder}/ is not the one that data.dvc names. If a file was edited, delete {folder}/ and run again. If it was just generated, the generator has changed: "
                             "its results cannot be compared with earlier ones.")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-24
+# %% ../../nbs/study/pipeline.ipynb #cell-23
 def check_study():
     "Read and resolve `params.yaml`. Raises `StudyError`."
     stamp = Path("runs/checked")
