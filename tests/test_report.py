@@ -9,7 +9,7 @@ from conftest import ROOT, run
 from planted import UNIT, plant
 
 from zeromodel.study.report import figures_of, write_report
-from zeromodel.study.results import ablations, equal_accuracy
+from zeromodel.study.results import comparisons, equal_accuracy
 
 WIDTHS = {"a": dict(intermediate_size=8), "wide": dict(intermediate_size=64), "wider": dict(intermediate_size=256), "b": UNIT}
 
@@ -57,7 +57,7 @@ def test_no_ratio_without_a_family(tmp_path):
 
 def test_many_comparisons_are_adjusted(tmp_path):
     others = {f"e{i}": [.5 + .01 * ((i * 7 + s * 3) % 5) for s in range(7)] for i in range(6)}
-    family = ablations(plant(tmp_path / "r", {"a": [.5] * 7, "b": [.51, .52, .5, .51, .53, .5, .52]} | others, {"b": UNIT})).to_dataframe()
+    family = comparisons(plant(tmp_path / "r", {"a": [.5] * 7, "b": [.51, .52, .5, .51, .53, .5, .52]} | others, {"b": UNIT})).to_dataframe()
     assert set(family.index) == {"a", *others} and (family.p_adjusted >= family.p_value - 1e-12).all()
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINED', 'study_of', 'experiments_of', 'chance_of', 'settings_of', 'manifests', 'counts', 'curves', 'closeups',
            'speeds', 'accuracy_by', 'primary_scores', 'sizes_of', 'costs', 'feed_forward', 'equal_accuracy', 'by_seed',
-           'ablations', 'none_if_nan', 'row_of', 'summarise']
+           'comparisons', 'none_if_nan', 'row_of', 'summarise']
 
 # %% ../../nbs/study/results.ipynb #cell-03
 from dataclasses import asdict
@@ -137,11 +137,11 @@ def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
     return primary_scores(report, experiments, depth)[0].pivot(index="seed", columns="experiment", values="accuracy")[experiments].astype(float)
 
 
-def ablations(report: Path) -> StatisticalReport:
-    "All experiments against the main one (the treatment of the contrast), adjusted for their number."
+def comparisons(report: Path, role: str = "treatment") -> StatisticalReport:
+    "All experiments against one of the contrast (the `treatment`, which is the main one, or the `control`), adjusted for their number."
     scores, contrast = by_seed(report), study_of(report)["contrast"]
-    family = StatisticalReport(scores[contrast["treatment"]], contrast["treatment"], correction="max_t", smallest_effect=contrast["smallest_effect"])
-    for name in scores.columns.drop(contrast["treatment"]): family.add_comparison(name, scores[name])
+    family = StatisticalReport(scores[contrast[role]], contrast[role], correction="max_t", smallest_effect=contrast["smallest_effect"])
+    for name in scores.columns.drop(contrast[role]): family.add_comparison(name, scores[name])
     return family
 
 # %% ../../nbs/study/results.ipynb #cell-19
