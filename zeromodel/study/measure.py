@@ -11,7 +11,7 @@ from pathlib import Path
 from .pipeline import report_folder, run_folder
 from ..training.checkpoints import read_json, write_atomically
 
-# %% ../../nbs/study/measure.ipynb #cell-04
+# %% ../../nbs/study/measure.ipynb #cell-05
 def evaluate_experiment(study: str, experiment: str):
     "Stage `evaluate`: answer the frozen test suite with every seed, and its chains in forward order at every forced exit; watch a few problems closely."
     import transformers
@@ -24,7 +24,7 @@ def evaluate_experiment(study: str, experiment: str):
     evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format, forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]])
     write_closeups(trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json")
 
-# %% ../../nbs/study/measure.ipynb #cell-05
+# %% ../../nbs/study/measure.ipynb #cell-06
 def measure_experiments(study: str):
     "Stage `speed`: the first seed of every experiment that has weights, by the clock, on the first 64 problems of the test suite."
     import pandas as pd
