@@ -81,12 +81,12 @@ def test_only_what_depends_on_a_change_runs_again(finished):
     assert changed == {name for name in trained if "/baseline/" in name}
 
 
-def processes_in(folder: Path) -> list[int]:
-    "Living processes that work in `folder`."
-    found = []
+def processes_in(folder: Path) -> dict[int, bytes]:
+    "The command lines of the living processes that work in `folder`."
+    found = {}
     for p in Path("/proc").iterdir():
         try:
-            if p.name.isdigit() and os.readlink(p / "cwd") == str(folder) and "Z" not in (p / "stat").read_text().rpartition(")")[2].split()[0]: found.append(int(p.name))
+            if p.name.isdigit() and os.readlink(p / "cwd") == str(folder) and "Z" not in (p / "stat").read_text().rpartition(")")[2].split()[0]: found[int(p.name)] = (p / "cmdline").read_bytes()
         except OSError: pass
     return found
 
@@ -94,18 +94,19 @@ def processes_in(folder: Path) -> list[int]:
 def killed_in_training(folder: Path, victim: str, within: float) -> bool:
     "Start the study and SIGKILL `victim` at a random moment `within` so many seconds of the first checkpoint of its last experiment; whether that was before the end. No process is left."
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    env.pop("SHELL", None)                                                    # DVC then takes /bin/sh, which stays between it and a stage
     command = subprocess.Popen(["dvc", "repro"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 300
     while not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints")) and time.time() < deadline: time.sleep(0.02)
     time.sleep(within * random.random())
-    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_in(folder)}
+    named = processes_in(folder)
     trainers = [pid for pid, c in named.items() if b"zeromodel\0train\0" in c]
     dvcs = [pid for pid, c in named.items() if b"dvc\0repro\0" in c]
     for pid in {"trainer": trainers, "dvc": dvcs, "both": trainers + dvcs}[victim]: os.kill(pid, signal.SIGKILL)
     command.wait(60)
     deadline = time.time() + 20
     while processes_in(folder) and time.time() < deadline: time.sleep(0.1)
-    assert processes_in(folder) == []
+    assert processes_in(folder) == {}
     return bool(trainers and dvcs) and len(weights(folder)) < 4
 
 
