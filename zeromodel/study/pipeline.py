@@ -43,7 +43,7 @@ STAGE_CODE = {      # what each stage runs
     "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
     "train": ("zeromodel.training.runs",),
     "evaluate": ("zeromodel.evaluation.evaluator", "zeromodel.evaluation.closeups", "zeromodel.evaluation.speed"),
-    "report": ("zeromodel.study.report", "zeromodel.study.figures"),
+    "report": ("zeromodel.study.report", "zeromodel.study.figures", "zeromodel.study.pictures"),
 }
 
 
