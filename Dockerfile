@@ -8,7 +8,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --no-log-init --create-home --uid "$USER_ID" zeromodel \
  && install --directory --owner zeromodel --group zeromodel /workspace/zeromodel
-USER zeromodel
+USER $USER_ID
 WORKDIR /workspace/zeromodel
 ENV PIP_NO_CACHE_DIR=1 PATH=/workspace/zeromodel/.venv/bin:$PATH NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 COMMANDS = {"zeromodel": "bash", "ablation": "bash", "ablation-test": "zeromodel ablation --dry-run", "ablation-run": "zeromodel ablation", "param-counter": "zeromodel params"}
@@ -45,14 +45,15 @@ def test_install_lines_are_those_of_the_makefile(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_image_is_small_pinned_and_not_root(name):
-    "What hadolint asks for: pinned base, no recommended packages, lists removed, pipefail, no cd, no sudo; and the user is not root."
+def test_hadolint(name): assert run("hadolint", name, cwd=ROOT).stdout == ""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_image_is_small_and_not_root(name):
     text, words = (ROOT / name).read_text(), [word for word, _ in instructions(name)]
-    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", values(name, "FROM")[0]) and "pipefail" in values(name, "SHELL")[0]
-    assert "--no-install-recommends" in text and "rm -rf /var/lib/apt/lists/*" in text and "PIP_NO_CACHE_DIR=1" in text
-    assert not re.search(r"\b(sudo|cd)\b", " ".join(values(name, "RUN"))) and "ADD" not in words
-    assert values(name, "USER") == ["zeromodel"] and words.index("USER") < words.index("COPY")
-    assert all(rest.startswith("--chown=zeromodel:zeromodel ") for rest in values(name, "COPY")) and all(p.startswith("/") for p in values(name, "WORKDIR"))
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", values(name, "FROM")[0])
+    assert values(name, "USER") == ["$USER_ID"] and words.index("USER") < words.index("COPY")
+    assert all(rest.startswith("--chown=zeromodel:zeromodel ") for rest in values(name, "COPY"))
     assert {".git", ".venv", "data", "runs", ".dvc/cache"} <= set((ROOT / ".dockerignore").read_text().split())
 
 

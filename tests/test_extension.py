@@ -1,5 +1,6 @@
-"""The worked example of the README, carried out: a new halting rule, from notebook to verdict."""
+"""The worked examples of the README, carried out: a new halting rule, from notebook to verdict; a new position mixing; a new task."""
 import json
+from pathlib import Path
 
 import yaml
 from conftest import ROOT, commit, run
@@ -9,24 +10,69 @@ from zeromodel.study.experiments import compose
 README = (ROOT / "README.md").read_text()
 
 
+def insert(folder: Path, notebook: str, old: str, new: str):
+    "Put `new`, which the README tells, in the place of or before `old` in a cell of a notebook."
+    path = folder / f"nbs/{notebook}.ipynb"
+    cells = json.loads(path.read_text())
+    found = [c for c in cells["cells"] if old in "".join(c["source"])]
+    assert len(found) == 1, (notebook, old)
+    found[0]["source"] = "".join(found[0]["source"]).replace(old, new, 1).splitlines(keepends=True)
+    path.write_text(json.dumps(cells, indent=1, ensure_ascii=False) + "\n")
+
+
+def small_study(folder: Path, notebook: str, experiments: list[str], treatment: str, **changes):
+    "The micro study of two experiments, with one analysis notebook."
+    params = yaml.safe_load(compose("micro", folder / "studies")) | {"run": experiments, "contrast": {"control": experiments[0], "treatment": treatment, "smallest_effect": .05}}
+    for path, value in changes.items(): params[path] |= value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())
+    stages["stages"]["analysis"]["matrix"]["notebook"] = [notebook]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+
+
 def test_a_new_halting_rule(copy):
     name, rule, experiment = '"convergence", "steady"', 'if kind == "steady": return torch.zeros_like(p), change <= self.config.convergence_tolerance', "halt_steady: {model: {lru_halting: steady, lru_global_halt: false, lru_convergence_tolerance: 0.3}}"
     for line in (name, rule, experiment): assert line in README
-    for notebook, old, new in (("parts", '"convergence"\n', f"{name}\n"), ("halting", '        if kind == "convergence": enough', f'        {rule}\n        if kind == "convergence": enough')):
-        path = copy / f"nbs/model/{notebook}.ipynb"
-        text = path.read_text()
-        assert (quoted := json.dumps(old)[1:-1]) in text
-        path.write_text(text.replace(quoted, json.dumps(new)[1:-1].replace("\\n        if", '\\n",\n    "        if'), 1))
+    insert(copy, "model/parts", '"convergence"\n', f"{name}\n")
+    insert(copy, "model/halting", '        if kind == "convergence": enough', f'        {rule}\n        if kind == "convergence": enough')
     run("nbdev_export", cwd=copy)
     experiments = copy / "studies/experiments.yaml"
     experiments.write_text(experiments.read_text() + f"  {experiment}\n")
-    params = yaml.safe_load(compose("micro", copy / "studies")) | {"run": ["mla_lru_adaptive", "halt_steady"], "contrast": {"control": "mla_lru_adaptive", "treatment": "halt_steady", "smallest_effect": .05}}
-    (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    stages = yaml.safe_load((copy / "dvc.yaml").read_text())
-    stages["stages"]["analysis"]["matrix"]["notebook"] = ["halting"]
-    (copy / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    small_study(copy, "halting", ["mla_lru_adaptive", "halt_steady"], "halt_steady")
     commit(copy, "a new halting rule")
     done = run("zeromodel", "study", "run", cwd=copy)
     assert "Verdict: halt_steady better than mla_lru_adaptive" in done.stdout
     stops = {row[8] for row in json.loads((copy / "reports/micro/evaluation/halt_steady.json").read_text())["rows"] if row[1] == 0}
     assert stops and stops <= {1, 2, 3}                                     # the column `iterations`, where nothing was forced
+
+
+def test_a_new_position_mixing(copy):
+    name, whether, what = '"attention_base", "shift"', 'self.shift = "shift" in config.mixing', 'if self.shift: x = x + past.tail(f"shift{step}", x, 1)[:, :-1] * (1 if layout.reach is None else (layout.reach >= 1)[..., None])'
+    for line in (name, whether, what): assert line in README
+    insert(copy, "model/parts", '"attention_base"   ', f"{name}   ")
+    insert(copy, "model/mixing", '        self.attention = LatentAttention(config) if "attention"', f'        {whether}\n        self.attention = LatentAttention(config) if "attention"')
+    insert(copy, "model/mixing", "        if self.conv is not None:\n            taps", f"        {what}\n        if self.conv is not None:\n            taps")
+    run("nbdev_export", cwd=copy)
+    run("nbdev_test", "--path", "nbs/model/mixing.ipynb", cwd=copy)            # causal, the same told one by one, the same for a subset: every combination
+    insert(copy, "model/mixing", 'past.tail(f"shift{step}", x, 1)[:, :-1]', "x.roll(-1, 1)")       # the position after it instead: the checks must see that
+    run("nbdev_export", cwd=copy)
+    assert run("nbdev_test", "--path", "nbs/model/mixing.ipynb", cwd=copy, check=False).returncode != 0
+
+
+def test_a_new_task(copy):
+    suite, size = '"seven": Suite(modulus=7, num_vars=5, num_names=6, depths=(1, 2), taus={2: (1, 2), 4: (1, 3)}, holdout_depth=2, query="all", apart=False, order_matters=False),', '"seven": {1: 300, 3: 300},'
+    for line in (suite, size, "dvc add data", "git add data.dvc"): assert line in README
+    insert(copy, "tasks/suites", '    "standard": Suite(', f'    {suite}\n    "standard": Suite(')
+    insert(copy, "tasks/files", '    "standard": {1: 800', f'    {size}\n    "standard": {{1: 800')
+    run("nbdev_export", cwd=copy)
+    small_study(copy, "accuracy", ["baseline", "mla_lru_adaptive"], "mla_lru_adaptive", problems={"suite": "seven"})
+    commit(copy, "a new task")
+    run("rm", "-rf", "data", cwd=copy)
+    stopped = run("zeromodel", "study", "run", cwd=copy, check=False)
+    assert stopped.returncode == 2 and "dvc add data" in stopped.stderr        # the hash is never rewritten unasked
+    run("dvc", "add", "data", cwd=copy)
+    run("git", "add", "data.dvc", cwd=copy)
+    done = run("zeromodel", "study", "run", cwd=copy)
+    assert "Verdict:" in done.stdout
+    rows = json.loads((copy / "reports/micro/evaluation/baseline.json").read_text())["rows"]
+    assert {row[2] for row in rows} == {1, 3}                                  # the column `level`: what was frozen

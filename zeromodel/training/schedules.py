@@ -19,12 +19,17 @@ class Iterations:
     "Uniform from `low` to `high`, both included. Raises `ValueError`."
     low: int
     high: int
+    aligned: bool = False        # grade no question deeper than the number drawn
 
     def __post_init__(self): check(1 <= self.low <= self.high, "low, high", (self.low, self.high), "must be whole numbers with 1 <= low <= high")
 
     def at(self, step: int, seed: int) -> int:
         "The number of iterations of optimiser step `step`."
         return int(np.random.default_rng((seed, step)).integers(self.low, self.high + 1))
+
+    def limit(self, step: int, seed: int) -> float:
+        "The deepest graded depth at optimiser step `step`."
+        return self.at(step, seed) if self.aligned else float("inf")
 
 # %% ../../nbs/training/schedules.ipynb #cell-09
 @dataclass

@@ -106,9 +106,10 @@ class LatentTrainer(Trainer):
 # %% ../../nbs/training/trainer.ipynb #cell-12
 @patch
 def graded(self: LatentTrainer, batches: Iterator[dict]) -> Iterator[dict]:
-    "The batches, without the labels that the curriculum does not grade yet."
-    limit = self.config.curriculum.limit(self.state.log_history) if self.config.curriculum else None
-    for b in batches: yield b if limit is None else b | {"labels": b["labels"].masked_fill(b["query_depth"] > limit, IGNORE)}
+    "The batches, without the labels of questions that the curriculum does not grade yet, or that are too deep for the iterations of this step."
+    limits = [self.config.curriculum.limit(self.state.log_history)] if self.config.curriculum else []
+    if self.config.iterations: limits.append(self.config.iterations.limit(self.state.global_step, self.args.seed))
+    for b in batches: yield b | {"labels": b["labels"].masked_fill(b["query_depth"] > min(limits), IGNORE)} if limits else b
 
 
 @patch
