@@ -157,3 +157,8 @@ def test_site_has_the_course(monkeypatch):
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
     wanted = re.search(r"^docs = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert set(re.findall(r'"([\w-]+)"', wanted)) <= pins
+
+
+@pytest.mark.parametrize("name", TRANSLATION | {v: v for v in TRANSLATION.values()})
+def test_the_verdict_in_the_text_is_that_of_the_report(name):
+    assert f"**{json.loads((ROOT / 'reports/nano/summary.json').read_text())['verdict']}**" in (ROOT / name).read_text(encoding="utf-8")
