@@ -60,7 +60,7 @@ def test_a_new_position_mixing(copy):
 
 
 def test_a_new_task(copy):
-    suite, size = '"seven": Suite(modulus=7, num_vars=5, num_names=6, depths=(1, 2), taus={2: (1, 2), 4: (1, 3)}, holdout_depth=2, query="all", apart=False, order_matters=False),', '"seven": {1: 300, 3: 300},'
+    suite, size = '"seven": Suite(modulus=7, num_vars=5, num_names=26, depths=(1, 2), taus={2: (1, 2), 4: (1, 3)}, holdout_depth=2, apart=False, order_matters=False),', '"seven": {1: 300, 3: 300},'
     for line in (suite, size, "dvc add data", "git add data.dvc"): assert line in README
     insert(copy, "tasks/suites", '    "standard": Suite(', f'    {suite}\n    "standard": Suite(')
     insert(copy, "tasks/files", '    "standard": {1: 800', f'    {size}\n    "standard": {{1: 800')
