@@ -68,11 +68,12 @@ def test_a_new_task(copy):
     small_study(copy, "accuracy", ["baseline", "mla_lru_adaptive"], "mla_lru_adaptive", problems={"suite": "seven"})
     commit(copy, "a new task")
     run("rm", "-rf", "data", cwd=copy)
-    stopped = run("zeromodel", "study", "run", cwd=copy, check=False)
+    stopped = run("zeromodel", "study", "prepare", cwd=copy, check=False)
     assert stopped.returncode == 2 and "dvc add data" in stopped.stderr        # the hash is never rewritten unasked
     run("dvc", "add", "data", cwd=copy)
     run("git", "add", "data.dvc", cwd=copy)
-    done = run("zeromodel", "study", "run", cwd=copy)
-    assert "Verdict:" in done.stdout
+    run("zeromodel", "study", "prepare", cwd=copy)
+    run("zeromodel", "train", "baseline", cwd=copy)
+    run("zeromodel", "evaluate", "baseline", cwd=copy)
     rows = json.loads((copy / "reports/micro/evaluation/baseline.json").read_text())["rows"]
     assert {row[2] for row in rows} == {1, 3}                                  # the column `level`: what was frozen
