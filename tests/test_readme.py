@@ -159,6 +159,6 @@ def test_site_has_the_course(monkeypatch):
     assert set(re.findall(r'"([\w-]+)"', wanted)) <= pins
 
 
-@pytest.mark.parametrize("name", TRANSLATION | {v: v for v in TRANSLATION.values()})
+@pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
 def test_the_verdict_in_the_text_is_that_of_the_report(name):
     assert f"**{json.loads((ROOT / 'reports/nano/summary.json').read_text())['verdict']}**" in (ROOT / name).read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, run
 from planted import UNIT, plant
@@ -82,6 +83,8 @@ def test_every_notebook_runs_on_what_is_there(analysed):
     for table in ("main_results", "ablations", "costs", "runs"):
         tex = (analysed / f"figures/tables/{table}.tex").read_text()
         assert r"\toprule" in tex and r"wide\_50\%" in tex and r"wider\_\&\_more" in tex
+    main = pd.read_csv(analysed / "figures/tables/main_results.csv")
+    assert (main[["parameters", "seeds", "failed", "missing"]].dtypes == int).all()             # counts are whole numbers
 
 
 class Links(HTMLParser):

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from ..tasks.causal_loop import depths, parse, solve
 
-# %% ../../nbs/study/pictures.ipynb #cell-06
+# %% ../../nbs/study/pictures.ipynb #cell-08
 def frames_of(seen: dict[str, Any]) -> list[dict[str, Any]]:
     "The frames of a close-up; a model in which nothing iterates has one."
     return seen["frames"] or [{"after": "all"} | seen["free"]]
@@ -34,7 +34,7 @@ def clear_axes(ax: plt.Axes, size: float, **what):
     ax.tick_params(length=0, labelsize=size)
     ax.grid(False)
 
-# %% ../../nbs/study/pictures.ipynb #cell-07
+# %% ../../nbs/study/pictures.ipynb #cell-10
 def draw_rules(ax: plt.Axes, seen: dict[str, Any], asked: int):
     "The rules as a graph: variables by depth, an arrow from what is read to what is set; question `asked` stands out."
     problem = parse(seen["text"])
@@ -49,7 +49,7 @@ def draw_rules(ax: plt.Axes, seen: dict[str, Any], asked: int):
     ax.set_title(seen["text"], fontsize=6.5)
     ax.set_axis_off()
 
-# %% ../../nbs/study/pictures.ipynb #cell-08
+# %% ../../nbs/study/pictures.ipynb #cell-12
 def draw_answers(ax: plt.Axes, seen: dict[str, Any], after: int | None = None):
     "The answers to all questions of one problem, a column for each number of iterations up to `after`."
     frames = frames_of(seen)
@@ -59,7 +59,7 @@ def draw_answers(ax: plt.Axes, seen: dict[str, Any], after: int | None = None):
     clear_axes(ax, 7, xlim=(0, len(frames)), ylim=(len(rows), 0), xlabel="iterations", xticks=[x + .5 for x in range(len(frames))], xticklabels=[f["after"] for f in frames],
                yticks=[y + .5 for y in range(len(rows))], yticklabels=rows)
 
-# %% ../../nbs/study/pictures.ipynb #cell-09
+# %% ../../nbs/study/pictures.ipynb #cell-14
 def draw_attention(ax: plt.Axes, seen: dict[str, Any], asked: int, after: int | None = None):
     "What the place of question `asked` attends to, a row for each number of iterations up to `after`."
     frames, end = frames_of(seen), seen["places"][asked] + 1
@@ -77,7 +77,7 @@ def draw_halting(ax: plt.Axes, seen: dict[str, Any], after: int | None = None):
     ax.bar(range(len(stops)), stops, width=.8, color=["#0072B2" if d else "white" for d in done], edgecolor="#0072B2", lw=.6)
     clear_axes(ax, 6, xticks=range(len(stops)), xticklabels=seen["tokens"], xlim=(-.6, len(stops) - .4), ylim=(0, max(1, *stops) + .3), ylabel="stops after")
 
-# %% ../../nbs/study/pictures.ipynb #cell-11
+# %% ../../nbs/study/pictures.ipynb #cell-17
 def picture(looks: dict[str, dict[str, Any]], asked: str | None = None, after: int | None = None) -> plt.Figure:
     "The close-ups of one problem by several runs, by name. `asked`: the variable whose question is followed, default the deepest; `after`: show so many iterations, default all."
     names, first = list(looks), next(iter(looks.values()))
