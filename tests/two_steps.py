@@ -34,6 +34,9 @@ def two_steps(file: str):
     trainer = LatentTrainer(model, config, args, tokenizer, train_dataset=EncodedProblems(encode_as("parallel", mixed, tokenizer)))
     trainer.train()
     if trainer.is_world_process_zero(): torch.save({"weights": model.state_dict(), "logs": trainer.state.log_history[:2]}, file)
+    if torch.distributed.is_initialized():      # a process that ends while the other's threads still talk to it is aborted now and then
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

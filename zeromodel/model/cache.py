@@ -35,7 +35,7 @@ class NoPast:
 
 NO_PAST = NoPast()
 
-# %% ../../nbs/model/cache.ipynb #cell-07
+# %% ../../nbs/model/cache.ipynb #cell-09
 class Past:
     "The past of a unit, by name; a part of the cache layers below."
     remembers = True
@@ -58,7 +58,7 @@ class Past:
         if self.num_iterations not in (None, num_iterations): raise ValueError(f"num_iterations={num_iterations}: the tokens in the cache made {self.num_iterations}")
         self.num_iterations = num_iterations
 
-# %% ../../nbs/model/cache.ipynb #cell-09
+# %% ../../nbs/model/cache.ipynb #cell-15
 class PastLayer(Past, CacheLayerMixin):
     "What both kinds of cache layer do with the past of a unit: rows are reordered, repeated and selected as those of keys and values."
     def forget(self): self.kept, self.num_iterations = {}, None
@@ -82,7 +82,7 @@ class PastLayer(Past, CacheLayerMixin):
         super().batch_select_indices(indices)
         self.every(lambda x: x[indices])
 
-# %% ../../nbs/model/cache.ipynb #cell-10
+# %% ../../nbs/model/cache.ipynb #cell-16
 class LatentLayer(PastLayer, DynamicLayer):
     "One layer of a cache that grows: keys and values (here: latents and rotary keys), and the past of the layer's unit."
     def __init__(self):
@@ -110,7 +110,7 @@ class StaticLatentLayer(PastLayer, StaticLayer):
         self.kept[name][:, past:past + x.shape[1]] = x
         return self.kept[name]
 
-# %% ../../nbs/model/cache.ipynb #cell-11
+# %% ../../nbs/model/cache.ipynb #cell-23
 def furnish(cache: Cache, slots: int) -> int:
     "Put layers of our kind into an empty cache of transformers, one for each of `slots`. Returns the number of tokens in it. Raises `ValueError` for a cache of another model."
     if not (len(cache.layers) == slots and all(isinstance(layer, PastLayer) for layer in cache.layers)):

@@ -52,12 +52,12 @@ def pairs(w: Tensor) -> Tensor:
 
 def unpaired(w: Tensor) -> Tensor: return torch.cat([w.real, w.imag], -2)      # and back
 
-# %% ../../nbs/model/convert.ipynb #cell-07
+# %% ../../nbs/model/convert.ipynb #cell-09
 def energy(rows: Tensor, inputs: Tensor) -> Tensor:
     "E |w x|^2 for rows w [...,D1], real or complex: [...]."
     return ((rows @ inputs.to(rows.dtype)) * rows.conj()).sum(-1).real
 
-# %% ../../nbs/model/convert.ipynb #cell-09
+# %% ../../nbs/model/convert.ipynb #cell-12
 def assumed(source: PreTrainedModel, distance: int) -> list[tuple[Tensor, Tensor]]:
     "For each layer: second moments of its inputs [D1,D1], and how much each query head looks at each distance [H,distance]."
     near = 1 / (1 + torch.arange(distance, dtype=torch.float64, device=source.device))
@@ -84,13 +84,13 @@ def measured(source: PreTrainedModel, calibration: Tensor) -> list[tuple[Tensor,
         for h in handles: h.remove()
     return list(zip(inputs, near))
 
-# %% ../../nbs/model/convert.ipynb #cell-10
+# %% ../../nbs/model/convert.ipynb #cell-15
 def mean_turn(frequencies: Tensor, near: Tensor) -> Tensor:
     "E exp(-i w d) [H,d/2] when distances d are looked at as often as `near` [H,S] says."
     turns = torch.exp(-1j * frequencies[:, None] * torch.arange(near.shape[1], device=near.device))
     return (near / near.sum(1, keepdim=True)).to(turns.dtype) @ turns.T
 
-# %% ../../nbs/model/convert.ipynb #cell-13
+# %% ../../nbs/model/convert.ipynb #cell-19
 def components(layer: Layer) -> tuple[Tensor, Tensor]:
     "Bases A [d/2,G,G], complex, of the keys of each frequency, and what is lost [d/2,G] if a component is no longer turned; most first."
     k, q = pairs(layer.k).transpose(0, 1), pairs(layer.q)                                               # [d/2,G,D1], [H,d/2,D1]
@@ -111,7 +111,7 @@ def choose(layers: list[Layer], rotary_pairs: int) -> list[int]:
     chosen[total.flatten().argsort(descending=True)[:rotary_pairs]] = True
     return chosen.view(total.shape).sum(1).tolist()                 # losses fall with the component, so these are the first ones
 
-# %% ../../nbs/model/convert.ipynb #cell-14
+# %% ../../nbs/model/convert.ipynb #cell-22
 def split_rotary(layer: Layer, kept: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Rows of the rotary key [dr,D1] and of its queries [H,dr,D1], of the content keys [G,d,D1] and of their queries [H,d,D1]."
     bases, k, q = components(layer)[0], pairs(layer.k).transpose(0, 1), pairs(layer.q)
@@ -122,7 +122,7 @@ def split_rotary(layer: Layer, kept: list[int]) -> tuple[Tensor, Tensor, Tensor,
     rest = back @ (turned * ~keep[..., None])
     return unpaired(turned[keep]), unpaired(asks[:, keep]), unpaired(rest.transpose(0, 1)), unpaired(layer.constants.conj()[..., None] * q)
 
-# %% ../../nbs/model/convert.ipynb #cell-16
+# %% ../../nbs/model/convert.ipynb #cell-26
 def root(moments: Tensor) -> Tensor:
     "A symmetric root of second moments [...,n,n], a little away from singular."
     value, vector = torch.linalg.eigh(moments)
@@ -145,7 +145,7 @@ def factorise(content: Tensor, asks: Tensor, layer: Layer, rank: int, method: st
     size = energy(down, layer.inputs).mean().sqrt().clamp(min=1e-12)                                    # a latent of size one, as after a norm
     return nn.functional.pad(down / size, (0, 0, 0, rank - len(down))), nn.functional.pad(up * size, (0, rank - len(down)))
 
-# %% ../../nbs/model/convert.ipynb #cell-18
+# %% ../../nbs/model/convert.ipynb #cell-30
 KINDS = "llama", "qwen2"
 
 
@@ -167,7 +167,7 @@ def configuration(source: PreTrainedModel, frequencies: Tensor, **changes: Any) 
     return DeepSeekMLAConfig(**{k: getattr(source.config, k) for k in same}, head_dim=attention.head_dim, attention_bias=attention.q_proj.bias is not None,
                              rope_interleave=False, rope_frequencies=frequencies.float().tolist(), rope_magnitude=source.model.rotary_emb.attention_scaling, **changes)
 
-# %% ../../nbs/model/convert.ipynb #cell-19
+# %% ../../nbs/model/convert.ipynb #cell-33
 def receiver(source: PreTrainedModel, config: DeepSeekMLAConfig) -> DeepSeekMLAForCausalLM:
     "A model of `config` with all weights of the original that have a place in it; biases that the original lacks are zero."
     model = DeepSeekMLAForCausalLM(config).to(source.device, source.dtype).eval()
@@ -178,13 +178,13 @@ def receiver(source: PreTrainedModel, config: DeepSeekMLAConfig) -> DeepSeekMLAF
     model.generation_config = source.generation_config
     return model
 
-# %% ../../nbs/model/convert.ipynb #cell-20
+# %% ../../nbs/model/convert.ipynb #cell-36
 def as_it_is(source: str | Path | PreTrainedModel) -> DeepSeekMLAForCausalLM:
     "The original itself, with its grouped-query attention, in this class: the baseline."
     source = load(source)
     return receiver(source, configuration(source, source.model.rotary_emb.inv_freq, attention="gqa"))
 
-# %% ../../nbs/model/convert.ipynb #cell-21
+# %% ../../nbs/model/convert.ipynb #cell-37
 @torch.no_grad()
 def convert(
     source: str | Path | PreTrainedModel,       # a Llama or Qwen2.5 model, its folder, or its name on the hub
@@ -210,7 +210,7 @@ def convert(
     for mine, layer in zip(model.model.layers, layers): fill(mine.self_attn, layer, kept, method, rotary.attention_scaling)
     return model
 
-# %% ../../nbs/model/convert.ipynb #cell-22
+# %% ../../nbs/model/convert.ipynb #cell-38
 def fill(mine: nn.Module, layer: Layer, kept: list[int], method: str, magnitude: float):
     "Give the latent attention layer `mine` the weights that do what `layer` does."
     config = mine.config
@@ -233,7 +233,7 @@ def put(linear: nn.Linear, rows: Tensor):
     linear.weight.copy_(rows[:, :-1])
     if linear.bias is not None: linear.bias.copy_(rows[:, -1])
 
-# %% ../../nbs/model/convert.ipynb #cell-23
+# %% ../../nbs/model/convert.ipynb #cell-40
 def begin_as_identity(unit: LatentReasoningUnit):
     "With the update 'residual': let the candidate start at zero, so that the unit changes nothing before it is trained. With 'gru' there is no such start; the gate's bias keeps it near."
     cell = unit.cell

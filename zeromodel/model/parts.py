@@ -28,7 +28,7 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]):
     near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.5)
     check(value in choices, key, value, f"must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
 
-# %% ../../nbs/model/parts.ipynb #cell-08
+# %% ../../nbs/model/parts.ipynb #cell-10
 CELLS, UPDATES = ("gru", "mlp", "block"), ("gru", "residual", "sum")
 MIXINGS = "conv", "attention", "attention_base"                  # and "none"
 HALTINGS = "fixed", "act", "ponder", "confidence", "convergence"
@@ -52,7 +52,7 @@ class HaltingConfig:
         "Whether the cache holds the sums of the states, for the mean that halting looks at."
         return self.global_halt and self.halting in ("act", "ponder")
 
-# %% ../../nbs/model/parts.ipynb #cell-09
+# %% ../../nbs/model/parts.ipynb #cell-13
 @dataclass
 class LRUConfig(HaltingConfig):
     "The latent reasoning unit: a gated recurrence over the KV latent. Raises `ValueError` for sizes that cannot be."
@@ -73,7 +73,7 @@ class LRUConfig(HaltingConfig):
 
     def __post_init__(self): validate_lru(self)
 
-# %% ../../nbs/model/parts.ipynb #cell-10
+# %% ../../nbs/model/parts.ipynb #cell-14
 def validate_lru(config: LRUConfig):
     "Raises `ValueError` with the key, its value and what it must be."
     mixing = (config.mixing,) if isinstance(config.mixing, str) else config.mixing
@@ -94,7 +94,7 @@ def validate_lru(config: LRUConfig):
     if config.cell == "block" or "attention" in config.mixing or "attention_base" in config.mixing:
         check(config.latent_dim % (2 * config.num_heads) == 0, "num_heads", config.num_heads, f"latent_dim={config.latent_dim} must be divisible by 2 * num_heads")
 
-# %% ../../nbs/model/parts.ipynb #cell-13
+# %% ../../nbs/model/parts.ipynb #cell-21
 ATTENTIONS = ("mla", "gqa")
 ROPE_TYPES = {"default": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"), "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
@@ -109,7 +109,7 @@ class RopeConfig:
     rope_frequencies: list[float] | None = None      # one for each rotary pair, instead of powers of rope_theta
     rope_magnitude: float = 1.0               # of what is turned, with rope_frequencies
 
-# %% ../../nbs/model/parts.ipynb #cell-14
+# %% ../../nbs/model/parts.ipynb #cell-22
 @dataclass
 class MLAConfig(RopeConfig):
     "Multi-head latent attention (DeepSeek-V2, section 2.1), or grouped-query attention. Raises `ValueError`."
@@ -131,7 +131,7 @@ class MLAConfig(RopeConfig):
     @property
     def _attn_implementation(self) -> str: return self.attn_implementation     # the name under which transformers' flash attention looks for it
 
-# %% ../../nbs/model/parts.ipynb #cell-15
+# %% ../../nbs/model/parts.ipynb #cell-23
 def validate_mla(config: MLAConfig):
     "Raises `ValueError` with the key, its value and what it must be."
     if config.num_key_value_heads is None: config.num_key_value_heads = config.num_attention_heads
@@ -149,7 +149,7 @@ def validate_mla(config: MLAConfig):
     validate_rope(config)
     check(0 <= config.attention_dropout < 1, "attention_dropout", config.attention_dropout, "must lie in [0, 1)")
 
-# %% ../../nbs/model/parts.ipynb #cell-16
+# %% ../../nbs/model/parts.ipynb #cell-24
 def validate_rope(config: MLAConfig):
     "Raises `ValueError` for rotary parameters that cannot be."
     p, pairs = config.rope_parameters or {}, (config.rope_head_dim if config.attention == "mla" else config.head_dim) // 2
@@ -159,7 +159,7 @@ def validate_rope(config: MLAConfig):
     frequencies = config.rope_frequencies
     check(frequencies is None or len(frequencies) == pairs, "rope_frequencies", frequencies, f"must be one number for each of the {pairs} rotary pairs")
 
-# %% ../../nbs/model/parts.ipynb #cell-19
+# %% ../../nbs/model/parts.ipynb #cell-31
 class Sized:
     "What is asked of the keys of a model: the configurations of its parts."
     def mla(self) -> MLAConfig:
@@ -188,7 +188,7 @@ def validate_model(config: Sized):
     check(config.lru_direct_readout or not config.lru_start_as_copy, "lru_start_as_copy", config.lru_start_as_copy, "needs lru_direct_readout, since the attention of such a layer starts silent")
     for i in config.lru_layers or []: check(0 <= i < config.num_hidden_layers, "lru_layers", config.lru_layers, f"layers are 0 to {config.num_hidden_layers - 1}")
 
-# %% ../../nbs/model/parts.ipynb #cell-20
+# %% ../../nbs/model/parts.ipynb #cell-34
 class ModelSizes(Sized):
     "The keys of a `DeepSeekMLAConfig` and nothing else: enough to count. Raises `ValueError`."
     intermediate_size = rope_parameters = lru_layers = None

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import code_of, die_with_parent, key_of, read_json, write_atomically, write_json
 
-# %% ../../nbs/study/pipeline.ipynb #cell-05
+# %% ../../nbs/study/pipeline.ipynb #cell-07
 class PipelineError(RuntimeError):
     "Something that the user can mend; the message says how."
 
@@ -51,7 +51,7 @@ def write_code():
     "Stage `code`."
     for stage, modules in STAGE_CODE.items(): write_atomically(Path("runs/code") / f"{stage}.py", code_of(*modules))
 
-# %% ../../nbs/study/pipeline.ipynb #cell-06
+# %% ../../nbs/study/pipeline.ipynb #cell-10
 def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     "Stage `configs`: the full configuration of every experiment that the study in `params` runs and of those in `also`, and what the report must know of the study."
     from zeromodel.study.experiments import read_study, resolve
@@ -64,7 +64,7 @@ def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     write_json(report_folder(study.study) / "configs" / "study.json", about)
     for name, config in configs.items(): write_json(report_folder(study.study) / "configs" / f"{name}.json", {"seeds": study.seeds, "config": asdict(config)})
 
-# %% ../../nbs/study/pipeline.ipynb #cell-07
+# %% ../../nbs/study/pipeline.ipynb #cell-12
 def encoded(study: Any, split: str, n: int, tokenizer, formats: list[str]) -> dict[str, np.ndarray]:
     "`n` problems of `split` in each of `formats`, named FORMAT/SPLIT/ARRAY."
     from zeromodel.tasks.answers import encode_as
@@ -83,7 +83,7 @@ def save_arrays(file: Path, arrays: dict[str, np.ndarray]):
     np.savez_compressed(partial, **arrays)
     os.replace(partial, file)
 
-# %% ../../nbs/study/pipeline.ipynb #cell-09
+# %% ../../nbs/study/pipeline.ipynb #cell-18
 def problems_stamp(study: Any, formats: list[str], file: Path) -> str:
     "What the problems in `file` would be drawn from now, and what is in it."
     return key_of(asdict(study.problems), formats, code_of(*STAGE_CODE["problems"]), hashlib.sha256(file.read_bytes()).hexdigest())
@@ -104,7 +104,7 @@ def write_problems(params: Path = Path("params.yaml"), known: bool = False, fold
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
-# %% ../../nbs/study/pipeline.ipynb #cell-11
+# %% ../../nbs/study/pipeline.ipynb #cell-22
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
@@ -130,7 +130,7 @@ def worker(*args):
     torch.utils.deterministic.fill_uninitialized_memory = False       # costs a twelfth of the time, and nothing here reads what it has not written
     train_seed(*args)
 
-# %% ../../nbs/study/pipeline.ipynb #cell-12
+# %% ../../nbs/study/pipeline.ipynb #cell-25
 Job = tuple[dict[str, Any], int, Path]      # configuration, seed, problems
 
 
@@ -153,7 +153,7 @@ def processes(jobs: list[Job], at_once: int | None = None, stop_after: float = f
         for w in workers:
             if w.pid: w.kill(); w.join()
 
-# %% ../../nbs/study/pipeline.ipynb #cell-13
+# %% ../../nbs/study/pipeline.ipynb #cell-28
 def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")):
     "The `processes` with a line that says how far they are. Raises `PipelineError` when one dies."
     with tqdm(total=sum(config["training"]["steps"] for config, *_ in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
@@ -163,7 +163,7 @@ def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float 
     if dead := [f"{config['experiment']}/{seed}" for (config, seed, _), (state, *_) in zip(jobs, now) if state == "died"]:
         raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-15
+# %% ../../nbs/study/pipeline.ipynb #cell-31
 def train_experiments(study: str, experiments: list[str], seeds: list[int] | None = None, base_model: str | None = None, **limits) -> list[dict[str, Any]]:
     "Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side. Returns the manifests of those that have ended. `limits`: of `side_by_side`."
     import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
@@ -174,12 +174,12 @@ def train_experiments(study: str, experiments: list[str], seeds: list[int] | Non
     files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
     return [read_json(file) for file in files if file.exists()]
 
-# %% ../../nbs/study/pipeline.ipynb #cell-16
+# %% ../../nbs/study/pipeline.ipynb #cell-32
 def nearest(name: str, known: list[str], otherwise: str = "there are") -> str:
     "A hint for someone who wrote `name`."
     return f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"{otherwise} {', '.join(known)}"
 
-# %% ../../nbs/study/pipeline.ipynb #cell-17
+# %% ../../nbs/study/pipeline.ipynb #cell-34
 def experiments_named(study: str, names: list[str]) -> list[str]:
     "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
     configs = report_folder(study) / "configs"
@@ -206,7 +206,7 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
         save_arrays(file, encoded(whole, "train", seen, tokenizer, ["words"]) | encoded(whole, "validation", p.validation, tokenizer, ["words"]))
     return config, file
 
-# %% ../../nbs/study/pipeline.ipynb #cell-19
+# %% ../../nbs/study/pipeline.ipynb #cell-41
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     "A notebook without timestamps, counters of the machine, and random ids."
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k == "kernelspec"}
@@ -229,7 +229,7 @@ def run_notebook(study: str, name: str):
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
 
-# %% ../../nbs/study/pipeline.ipynb #cell-21
+# %% ../../nbs/study/pipeline.ipynb #cell-44
 def check_benchmark(folder: Path = Path("data")):
     "Make the frozen test suites if `folder` is missing, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
     if not folder.exists():
@@ -245,7 +245,7 @@ def check_benchmark(folder: Path = Path("data")):
         raise PipelineError(f"the benchmark in {folder}/ is not the one that data.dvc names. If a file was edited, delete {folder}/ and run again. If it was just generated, the generator has changed: "
                             "its results cannot be compared with earlier ones. If that is meant, as with a new suite: 'dvc add data' and 'git add data.dvc'.")
 
-# %% ../../nbs/study/pipeline.ipynb #cell-23
+# %% ../../nbs/study/pipeline.ipynb #cell-48
 def check_study():
     "Read and resolve `params.yaml`. Raises `StudyError`."
     stamp = Path("runs/checked")

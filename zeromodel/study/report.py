@@ -28,7 +28,7 @@ def sentence(s: dict[str, Any]) -> str:
     if r["minimum_detectable_effect"] is not None: text += f". A true difference of {r['minimum_detectable_effect']:.3f} would have been found four times out of five; less than {c['smallest_effect']:.2f} would not matter."
     return text
 
-# %% ../../nbs/study/report.ipynb #cell-07
+# %% ../../nbs/study/report.ipynb #cell-08
 def ratio_words(r: dict[str, Any]) -> str:
     "One equal-accuracy ratio, a bound, or why it is neither."
     if r["censored"] == "<>": return "no equal-accuracy ratio, since in some seeds the largest model of the family does worse than the recurrent one, in others the smallest does better"
@@ -42,7 +42,7 @@ def ratio_sentences(s: dict[str, Any]) -> list[str]:
     if not any(s["equal_accuracy"].values()): return ["No equal-accuracy ratio: that takes at least two sizes of the feed-forward family, and seeds that finished."]
     return [f"{names[unit]}: {ratio_words(r)}." for unit, r in s["equal_accuracy"].items() if r]
 
-# %% ../../nbs/study/report.ipynb #cell-09
+# %% ../../nbs/study/report.ipynb #cell-12
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #e8e8e8); --soft: light-dark(#5a5a5a, #a8a8a8); --line: light-dark(#ddd, #444); --card: light-dark(#f6f6f4, #222); --page: light-dark(#fff, #161616) }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 860px; margin: 0 auto; padding: 1rem }
@@ -54,7 +54,7 @@ figure { margin: 0; background: #fff; padding: .5rem } figure img { width: 100%;
 """
 VERDICT_COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "underpowered": "#E69F00"}
 
-# %% ../../nbs/study/report.ipynb #cell-10
+# %% ../../nbs/study/report.ipynb #cell-13
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>ZeroModel: {{ study }}</title>
 <style>{{ style }}</style></head><body style="--verdict: {{ colour }}">
@@ -73,7 +73,7 @@ PAGE = """<!doctype html>
 </body></html>
 """
 
-# %% ../../nbs/study/report.ipynb #cell-11
+# %% ../../nbs/study/report.ipynb #cell-16
 def figures_of(report: Path, end: str = "svg") -> list[dict[str, Any]]:
     "The figures of a report in the order of their numbers (`end` svg), or its tables (tex): title, caption, notebook, and path without the suffix."
     found = []
@@ -95,7 +95,7 @@ def facts(report: Path) -> dict[str, Any]:
     return {"s": s, "study": report.name, "sentence": sentence(s), "ratios": ratio_sentences(s), "number": three_digits, "chance": chance_of(report), "colour": VERDICT_COLOURS[s["verdict"]], "style": STYLE,
             "figures": figures_of(report), "tables": figures_of(report, "tex"), "runs": [{k: none_if_nan(v) for k, v in r.items()} for r in runs.to_dict("records")]}
 
-# %% ../../nbs/study/report.ipynb #cell-13
+# %% ../../nbs/study/report.ipynb #cell-20
 PAPER = """#set document(title: "ZeroModel: {{ study }}", date: none)
 #set page(paper: "a4", margin: 2cm, numbering: "1")
 #set text(size: 10pt)
@@ -112,7 +112,7 @@ Accuracy on questions that need {{ s.deepest_depth }} dependent steps, the deepe
 {% for f in figures %}#figure(image("{{ f.stem }}.svg", width: 100%), caption: [{{ f.caption | typst }}], numbering: none)
 {% endfor %}"""
 
-# %% ../../nbs/study/report.ipynb #cell-14
+# %% ../../nbs/study/report.ipynb #cell-21
 def write_pdf(report: Path, told: dict[str, Any]):
     "Write `report.pdf`."
     templates = Environment()

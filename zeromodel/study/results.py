@@ -22,7 +22,7 @@ from ..model.parts import ModelSizes
 from ..tasks.tokens import vocabulary
 from ..training.checkpoints import read_json
 
-# %% ../../nbs/study/results.ipynb #cell-06
+# %% ../../nbs/study/results.ipynb #cell-08
 def study_of(report: Path) -> dict[str, Any]:
     "What was declared before anything ran: `run` (the experiments in order), `contrast`, `suite`, `modulus`, `num_names`, `length`."
     return read_json(Path(report) / "configs" / "study.json")
@@ -40,7 +40,7 @@ def settings_of(report: Path, name: str) -> dict[str, Any]:
     "The resolved configuration of experiment `name`."
     return read_json(Path(report) / "configs" / f"{name}.json")["config"]
 
-# %% ../../nbs/study/results.ipynb #cell-07
+# %% ../../nbs/study/results.ipynb #cell-10
 def manifests(report: Path, experiments: list[str]) -> pd.DataFrame:
     "One row per run: experiment, seed, status, parameters, seconds, error. Failed and missing runs have a row too."
     rows = []
@@ -59,7 +59,7 @@ def counts(report: Path, experiments: list[str], forced: bool = False) -> pd.Dat
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["experiment", *FILE_COLUMNS])
     return table[(table.forced > 0) == forced].reset_index(drop=True)
 
-# %% ../../nbs/study/results.ipynb #cell-08
+# %% ../../nbs/study/results.ipynb #cell-13
 def curves(report: Path, experiments: list[str]) -> pd.DataFrame:
     "All training curves, long: experiment, seed, metric, step, value."
     rows = [pd.DataFrame(columns=["step", "value", "experiment", "seed", "metric"])]
@@ -81,14 +81,14 @@ def speeds(report: Path) -> pd.DataFrame:
     file = report / "speed.csv"
     return pd.read_csv(file) if file.exists() and file.stat().st_size > 1 else pd.DataFrame(columns=["experiment"])
 
-# %% ../../nbs/study/results.ipynb #cell-09
+# %% ../../nbs/study/results.ipynb #cell-15
 def accuracy_by(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     "Accuracy of every experiment and seed in each group of `by`, over all questions in it."
     keys = ["experiment", "seed", *by]
     total = table.groupby(keys, sort=False).n.sum()
     return (table[table.correct == 1].groupby(keys, sort=False).n.sum().reindex(total.index, fill_value=0) / total).rename("accuracy").reset_index()
 
-# %% ../../nbs/study/results.ipynb #cell-12
+# %% ../../nbs/study/results.ipynb #cell-18
 TRAINED = "level == 1 and forward == 1"      # the questions of the kind that was trained
 
 
@@ -99,7 +99,7 @@ def primary_scores(report: Path, experiments: list[str], depth: int | None = Non
     scores = accuracy_by(table[table.depth == deepest], [])
     return manifests(report, experiments)[["experiment", "seed", "status"]].merge(scores, how="left", on=["experiment", "seed"]), deepest
 
-# %% ../../nbs/study/results.ipynb #cell-14
+# %% ../../nbs/study/results.ipynb #cell-21
 def sizes_of(report: Path, name: str) -> ModelSizes:
     "The model of experiment `name`, as far as it can be counted."
     study = study_of(report)
@@ -118,7 +118,7 @@ def feed_forward(report: Path, name: str) -> bool:
     m = c["model"]
     return m.get("attention") == "gqa" and not m.get("use_lru") and m.get("num_loops", 1) == 1 and c["training"].get("format", "parallel") == "parallel"
 
-# %% ../../nbs/study/results.ipynb #cell-16
+# %% ../../nbs/study/results.ipynb #cell-25
 def equal_accuracy(report: Path, unit: str, treatment: str | None = None) -> EqualAccuracyRatio | None:
     "The equal-accuracy ratio in `parameters` or `flops` of `treatment` (default: of the study's contrast); None with fewer than two sizes in the family, or no seed to compare."
     experiments = experiments_of(report)
@@ -130,7 +130,7 @@ def equal_accuracy(report: Path, unit: str, treatment: str | None = None) -> Equ
     try: return equal_accuracy_ratio(cost[family], scores[family], cost[treatment], scores[treatment])
     except ValueError: return None
 
-# %% ../../nbs/study/results.ipynb #cell-18
+# %% ../../nbs/study/results.ipynb #cell-27
 def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
     "Accuracy at `depth` (default: the deepest that was trained), a row for each seed, a column for each experiment, NaN where a run failed or is missing."
     experiments = experiments_of(report)
@@ -144,7 +144,7 @@ def comparisons(report: Path, role: str = "treatment") -> StatisticalReport:
     for name in scores.columns.drop(contrast[role]): family.add_comparison(name, scores[name])
     return family
 
-# %% ../../nbs/study/results.ipynb #cell-19
+# %% ../../nbs/study/results.ipynb #cell-31
 def none_if_nan(x: Any) -> Any: return None if isinstance(x, float) and not np.isfinite(x) else x
 
 

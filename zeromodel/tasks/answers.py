@@ -32,7 +32,7 @@ def encode_words(problems: list[Problem], tokenizer) -> dict[str, np.ndarray]:
     depth = np.array([row["depth"] for row in rows])[:, None]
     return {"input_ids": padded, "attention_mask": (place < length).astype(int), "labels": np.where(said, padded, IGNORE), "query_depth": np.where(place == length - 1, depth, -1)}
 
-# %% ../../nbs/tasks/answers.ipynb #cell-07
+# %% ../../nbs/tasks/answers.ipynb #cell-09
 FORMATS = {"parallel": encode, "generative": encode_generative, "cot": partial(encode_generative, with_trace=True), "words": encode_words}
 
 
@@ -40,7 +40,7 @@ def encode_as(format: str, problems: list[Problem], tokenizer) -> dict[str, np.n
     "The arrays of `problems` in one of `FORMATS`, each [number of problems, length]."
     return FORMATS[format](problems, tokenizer)
 
-# %% ../../nbs/tasks/answers.ipynb #cell-09
+# %% ../../nbs/tasks/answers.ipynb #cell-13
 @torch.no_grad()
 def generated(model, tokenizer, arrays: dict[str, Tensor]) -> list[str]:
     "What `model` says, greedily, when it is given the part of each row before its labels; at most as long as the longest label."
@@ -56,7 +56,7 @@ def labelled(tokenizer, labels: Tensor) -> list[str]:
     "The text of the labels of each row."
     return [tokenizer.decode(row[row != IGNORE], skip_special_tokens=True) for row in labels]
 
-# %% ../../nbs/tasks/answers.ipynb #cell-10
+# %% ../../nbs/tasks/answers.ipynb #cell-16
 def is_right(format: str, said: str, wanted: str) -> list[bool]:
     "Which of the answers in `wanted` are given in `said`, in their order."
     if format == "words": return [compute_score("", said, find_answer(wanted))["score"] == 1]

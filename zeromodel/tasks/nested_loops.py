@@ -45,7 +45,7 @@ def add_chain(w, v, end, start, first, second, s, rng):
         else: draw_rule(w, w.rules[u], u, before, second if below(rng, 2) else first, -1, s, rng)
         w.operator[u] = w.rules[u, 2]
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-06
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-08
 @kernel
 def draw_small_loop(w, s, rng):
     "Three rules for suites with few variables: a join of the seeds, the recurrence that is not injective, and one that joins again. Returns the number of inner rules."
@@ -68,7 +68,7 @@ def draw_large_loop(w, s, rng):
     add_rule(w, w.rules[end + 1], 1, 1, PLUS + below(rng, 2), 5)
     return end - 2
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-06b
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-11
 @kernel
 def draw_nested_loop(w, s, rng):
     "Two seeds with random values (variables 0 and 1), the inner rules, two recurrences: in this order in `w.rules`. Returns the number of inner rules, or -1 when the suite may not have it."
@@ -78,7 +78,7 @@ def draw_nested_loop(w, s, rng):
     length = draw_large_loop(w, s, rng) if s.num_vars >= 11 else draw_small_loop(w, s, rng)
     return length if s.needs_pair or not has_held_out(w, 2, length + 4, s) else -1
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-09
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-16
 NEXT, BEFORE, BESIDE, QUEUE, END, FRESH = range(6)      # rows of `w.states`
 CLOSINGS = 3
 
@@ -99,7 +99,7 @@ def combine(row, left, right, operator, modulus):
             total = np.uint8(left[x] + (right[x] if operator == PLUS else np.uint8(m - right[x])))
             row[x] = np.uint8(total - m) if total >= m else total
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-09b
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-17
 @kernel
 def fill_next(w, first, length, s):
     "Fill the next state of every state, of which rules before `first` have been filled already; state x stands for the values x // modulus and x % modulus of the two seeds."
@@ -110,7 +110,7 @@ def fill_next(w, first, length, s):
         combine(w.table[r], w.table[rule[1]], number if rule[3] >= NUMBER else w.table[rule[3]], rule[2], s.modulus)
     for x in range(len(number)): w.states[NEXT, x] = w.table[end, x] * s.modulus + w.table[end + 1, x]
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-12
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-22
 @kernel
 def link_backwards(states, n):
     "For every state `before` one state that leads to it, and `beside` that one the others that do; fixed points go to the QUEUE. Returns how many."
@@ -122,7 +122,7 @@ def link_backwards(states, n):
         else: beside[x], before[following[x]] = before[following[x]], x
     return fixed_points
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-12b
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-25
 @kernel
 def list_starts(states, tau, modulus):
     "Put starts into the QUEUE that settle at lap `tau`, some seed at a value that it has not had before (bit 0 of FRESH: the first seed). They lie from the first to the second number that is returned."
@@ -140,7 +140,7 @@ def list_starts(states, tau, modulus):
         low, high = high, last
     return low, high
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-14
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-29
 @kernel
 def draw_settling_loop(w, tau, s, rng):
     "Level 4: a loop that settles at lap `tau`. The rule that closes a large loop is drawn a few times, which is cheaper than all rules. Returns the number of inner rules; -1 when the draw led nowhere."
@@ -157,7 +157,7 @@ def draw_settling_loop(w, tau, s, rng):
         add_additive(w, w.rules[first], 0, first - 1, s, rng)
     return -1
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-16
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-32
 @kernel
 def settling_lap(w, seeds, length, s):
     "The lap at which the loop settles from `w.state`, which stays; -1 for never."
@@ -169,7 +169,7 @@ def settling_lap(w, seeds, length, s):
     w.state[0], w.state[1] = first, second
     return found
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-17
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-34
 @kernel
 def run_loop(w, seeds, length, laps, s, rng):
     "Run from `w.state` until it settles, or for `laps` laps when that is not -1. Returns a seed that then has a value for the first time, -1 if there is none."
@@ -180,7 +180,7 @@ def run_loop(w, seeds, length, laps, s, rng):
         if not (second if seed else first) >> w.value[seed] & 1: return seed
     return -1
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-19
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-38
 @kernel
 def hash_loop(w, seeds, length, s):
     "The canonical hash of the seeds and the inner rules: `causal_loop.canonical_hashes` as the read-out finds them. `w.state` are the initial values."
@@ -191,7 +191,7 @@ def hash_loop(w, seeds, length, s):
             for v in range(seeds): w.next_hash[v] = absorb(absorb(GOLDEN, s.start_hash[w.state[v]]), hash_rule(w.rules[seeds + length + v], w.hash, s))
             for v in range(seeds): w.hash[v] = w.next_hash[v]
 
-# %% ../../nbs/tasks/nested_loops.ipynb #cell-20
+# %% ../../nbs/tasks/nested_loops.ipynb #cell-41
 @kernel
 def draw_read_out(w, seeds, length, laps, s, rng):
     "Add the read-out of the loop that starts at `w.state`, settled or after `laps` laps (-1: settled), and the distractors. Returns the queried variable, -1 when nothing fits."

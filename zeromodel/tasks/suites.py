@@ -61,19 +61,19 @@ class Suite:
         object.__setattr__(self, "names", self.names or ascii_uppercase[:self.num_names])
         check_sizes(self)
 
-# %% ../../nbs/tasks/suites.ipynb #cell-08
+# %% ../../nbs/tasks/suites.ipynb #cell-10
 def difficulties(suite: Suite, level: int) -> range:
     "The depths (levels 1 and 3), settling times or laps (levels 2 and 4) of `suite`."
     low, high = suite.depths if level in (1, 3) else suite.laps if suite.laps[1] else suite.taus[level]
     return range(low, high + 1)
 
-# %% ../../nbs/tasks/suites.ipynb #cell-11
+# %% ../../nbs/tasks/suites.ipynb #cell-13
 SUITES = {
     "nano": Suite(modulus=5, num_vars=5, num_names=6, depths=(1, 2), taus={2: (1, 2), 4: (1, 3)}, holdout_depth=2, query="all", operators="++--*", apart=False, order_matters=False),
     "standard": Suite(modulus=17, num_vars=12, num_names=26, depths=(1, 8), taus={2: (1, 6), 4: (1, 16)}, holdout_depth=1, names=ascii_uppercase[:20], held_out_pair="-*"),
 }
 
-# %% ../../nbs/tasks/suites.ipynb #cell-13
+# %% ../../nbs/tasks/suites.ipynb #cell-17
 def variants(name: str) -> dict[str, Suite]:
     "The out-of-distribution suites beside suite `name`."
     s, nano = SUITES[name], name == "nano"
@@ -91,7 +91,7 @@ def suite_named(name: str) -> Suite:
     if name not in known: raise RequestError(f"suite '{name}': must be one of {', '.join(sorted(known))}")
     return known[name]
 
-# %% ../../nbs/tasks/suites.ipynb #cell-16
+# %% ../../nbs/tasks/suites.ipynb #cell-22
 SPLITS = ("train", "validation", "test")
 BUCKETS = {"test": range(0, 4), "validation": range(4, 5), "train": range(5, 16)}      # by the four highest bits of the hash
 

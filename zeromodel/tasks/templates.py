@@ -65,7 +65,7 @@ EQUATIONS = Template(
     settle="Iterate until this changes nothing any more. ", count="Number of iterations: {laps}; then compute the other letters from the last states. ",
     question="Solve for {queries}.")
 
-# %% ../../nbs/tasks/templates.ipynb #cell-09
+# %% ../../nbs/tasks/templates.ipynb #cell-11
 CELLS = Template(
     "cells",
     opening="The cells of a sheet hold numbers from 0 to {largest}; whatever is larger or negative is reduced modulo {modulus}. Cells may refer to cells further down.\n- ",
@@ -88,7 +88,7 @@ LET = Template(
     settle="Passes are made for as long as anything changes. ", count="Passes to be made: {laps}; the others are then found one last time. ",
     question="Find {queries}.")
 
-# %% ../../nbs/tasks/templates.ipynb #cell-11
+# %% ../../nbs/tasks/templates.ipynb #cell-14
 ORDERS = Template(
     "orders",
     opening="Follow these orders, in whatever sequence works, with remainders modulo {modulus} (0 to {largest}) only.\n* ",
@@ -111,7 +111,7 @@ PROGRAM = Template(
     settle="# steps are run until no value changes any more\n", count="# steps to run: {laps}, and then every definition once more\n",
     question="# wanted: {queries}")
 
-# %% ../../nbs/tasks/templates.ipynb #cell-13
+# %% ../../nbs/tasks/templates.ipynb #cell-17
 DIALS = Template(
     "dials",
     opening="A machine has dials marked 0 to {largest}; turned past the last mark they begin again at 0 (modulo {modulus}). How it is built, part by part: ",
@@ -134,12 +134,12 @@ LEDGER = Template(
     settle="Day follows day until a day leaves the ledger as it was. ", count="Days: {laps}; on the morning after, the rest is filled in again. ",
     question="Balance of {queries}:", held_out=True)
 
-# %% ../../nbs/tasks/templates.ipynb #cell-14
+# %% ../../nbs/tasks/templates.ipynb #cell-19
 TEMPLATES = {t.name: t for t in (PROSE, EQUATIONS, CELLS, LET, ORDERS, PROGRAM, DIALS, LEDGER)}
 TRAIN = tuple(name for name, t in TEMPLATES.items() if not t.held_out)
 HELD_OUT = tuple(name for name, t in TEMPLATES.items() if t.held_out)
 
-# %% ../../nbs/tasks/templates.ipynb #cell-16
+# %% ../../nbs/tasks/templates.ipynb #cell-23
 def word_list(names: tuple[str, ...]) -> str: return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -155,7 +155,7 @@ def render(problem: Problem, template: Template) -> str:
     return (template.opening.format(modulus=problem.modulus, largest=problem.modulus - 1) + template.separator.join(lines)
             + ending(template, bool(problem.seeds) or problem.laps is not None, problem.laps) + template.question.format(queries=word_list(problem.query)))
 
-# %% ../../nbs/tasks/templates.ipynb #cell-21
+# %% ../../nbs/tasks/templates.ipynb #cell-30
 NUMBER, NAME = "[0-9]+", "[A-Z]"
 FIELDS = dict(modulus=NUMBER, largest=NUMBER, laps=NUMBER, value=NUMBER, target=NAME, left=NAME, right=f"{NAME}|{NUMBER}", queries=f"{NAME}(?:, {NAME})*(?: and {NAME})?")
 
@@ -178,7 +178,7 @@ def patterns(template: Template) -> tuple[re.Pattern, re.Pattern, dict[str, list
     lines = {operator: [re.compile(pattern(template.line(operator, seed))) for seed in (False, True)] for operator in ("", *"+-*%")}
     return re.compile(opening), re.compile(f"{opening}(?P<lines>.*?){escape(template.closing)}{after}", re.DOTALL), lines
 
-# %% ../../nbs/tasks/templates.ipynb #cell-24
+# %% ../../nbs/tasks/templates.ipynb #cell-35
 class ParsedText(NamedTuple):
     "What a text says: the problem, and the template that words it (None: canonical text)."
     problem: Problem
@@ -200,7 +200,7 @@ def check_same(text: str, again: str, what: str):
     i = len(commonprefix([text, again]))
     if text != again: raise ProblemError(f"{what}, character {i}: expected {again[i:i + 20]!r}, found {text[i:i + 20]!r}")
 
-# %% ../../nbs/tasks/templates.ipynb #cell-25
+# %% ../../nbs/tasks/templates.ipynb #cell-37
 def parse_words(text: str, template: Template) -> ParsedText:
     "The problem worded by `template`. Raises `ProblemError`."
     m = patterns(template)[1].fullmatch(text)
@@ -220,7 +220,7 @@ def parse_text(text: str) -> ParsedText:
     if not text.isprintable(): raise ProblemError(f"{text[:60]!r}: canonical text is one line of plain characters")
     return ParsedText(parse(text), None)
 
-# %% ../../nbs/tasks/templates.ipynb #cell-31
+# %% ../../nbs/tasks/templates.ipynb #cell-43
 INSTRUCTION = ("Think first and then answer, in this form: <think>your reasoning</think><answer>your answer</answer>. "
                "The answer is a number; when several values are asked for, it is a list such as A=1, B=2.")
 
@@ -239,7 +239,7 @@ def statement(prompt: str | list[dict[str, str]]) -> str:
     "The problem text inside a plain or a chat prompt: what `parse_text` reads."
     return prompt.removesuffix(plain_prompt("")) if isinstance(prompt, str) else next(m["content"] for m in prompt if m["role"] == "user")
 
-# %% ../../nbs/tasks/templates.ipynb #cell-33
+# %% ../../nbs/tasks/templates.ipynb #cell-47
 def answer_text(query: tuple[str, ...], answer: tuple[int, ...]) -> str:
     "`4` for one query, `A=1, B=2` for several."
     return str(answer[0]) if len(query) == 1 else ", ".join(f"{v}={x}" for v, x in zip(query, answer, strict=True))

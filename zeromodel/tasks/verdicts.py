@@ -60,7 +60,7 @@ def at(dial: str, difficulties: Iterable[int], share: float = 1.) -> Callable[[Q
 ANY = range(10**6)
 PATH = ("factors first", "terms first", "bag of the path")
 
-# %% ../../nbs/tasks/verdicts.ipynb #cell-10
+# %% ../../nbs/tasks/verdicts.ipynb #cell-12
 REASONS = [
     Reason(("initial value", "last rule of the prior", "last rule of the initial value", "listed order", "names ignored", *PATH, "path in order", "nearest neighbour"),
            "at depth 0 the initial value is the answer", at("depth", [0])),
@@ -86,7 +86,7 @@ def shared_reason(shared_below: int) -> Reason:
     "Questions shallower than `shared_below` occur in every split: whoever learns by heart is right."
     return Reason(("query removed", "bag of tokens", "bag of bigrams", "path in order", "nearest neighbour"), f"questions of depth below {shared_below} are too few to be held out", at("depth", range(shared_below)))
 
-# %% ../../nbs/tasks/verdicts.ipynb #flaws-01
+# %% ../../nbs/tasks/verdicts.ipynb #cell-16
 class Flaw(NamedTuple):
     "Why `shortcuts` leak in those rows of the table where `where` holds."
     shortcuts: tuple[str, ...]
@@ -113,7 +113,7 @@ def known_flaw(row: Any) -> str:
     "What is known of the leak in a `row` of the table; empty for one that is news."
     return next((f.text for f in FLAWS if row.shortcut in f.shortcuts and f.where(row)), "")
 
-# %% ../../nbs/tasks/verdicts.ipynb #cell-12
+# %% ../../nbs/tasks/verdicts.ipynb #cell-19
 CELL = ["level", "dial", "order", "difficulty"]
 LEAST_FORWARD = .2
 
@@ -123,7 +123,7 @@ def with_main_orders(questions: list[Question]) -> list[Question]:
     forward, n = Counter(q.group for q in questions if q.order == "forward"), Counter(q.group for q in questions)
     return [replace(q, order="random") if forward[q.group] < LEAST_FORWARD * n[q.group] else q for q in questions]
 
-# %% ../../nbs/tasks/verdicts.ipynb #cell-13
+# %% ../../nbs/tasks/verdicts.ipynb #cell-22
 def measure(train: list[Question], test: list[Question], shortcuts: dict[str, tuple[Predictor, tuple[str, ...]]] = SHORTCUTS, reasons: list[Reason] = REASONS) -> pd.DataFrame:
     "How often each shortcut is right, a row for each cell and for each level (difficulty `all`)."
     forms = question_forms(test, Forms(2 * max(len(q.problem.seeds) for q in test)))
@@ -140,7 +140,7 @@ def measure(train: list[Question], test: list[Question], shortcuts: dict[str, tu
         tables += [summary(t, columns).assign(shortcut=name) for columns in (CELL, CELL[:3])]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/tasks/verdicts.ipynb #cell-14
+# %% ../../nbs/tasks/verdicts.ipynb #cell-23
 def effective_n(t: pd.DataFrame, columns: list[str]) -> pd.Series:
     "Per cell: how many independent questions are worth as much as these, among which the same form occurs again and again (Korn and Graubard 1998)."
     forms = t.groupby([*columns, "form"]).right.agg(["sum", "size"]).reset_index("form")
@@ -159,7 +159,7 @@ def summary(t: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     if "difficulty" not in columns: found = found[found.difficulties > 1].assign(difficulty="all")
     return found[found.guesses > 0].drop(columns=["guesses", "difficulties"])
 
-# %% ../../nbs/tasks/verdicts.ipynb #cell-15
+# %% ../../nbs/tasks/verdicts.ipynb #cell-26
 def at_least(k: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
     "Probability of `k` or more of `n` by luck (binomial; `k` and `n` need not be whole)."
     return np.where(k > 0, special.betainc(np.maximum(k, 1e-9), n - k + 1, np.clip(p, 0, 1)), 1.)

@@ -70,7 +70,7 @@ def check_training(config: TrainingConfig):
     check(config.weight_decay >= 0 and config.max_grad_norm > 0, "weight_decay, max_grad_norm", (config.weight_decay, config.max_grad_norm), "must not be negative")
     check(config.batch_size % config.accumulation == 0, "batch_size", config.batch_size, f"must be a multiple of accumulation={config.accumulation}")
 
-# %% ../../nbs/training/trainer.ipynb #cell-09
+# %% ../../nbs/training/trainer.ipynb #cell-11
 class EncodedProblems(Dataset):
     "A split of encoded problems, in an order given by `seed`."
     def __init__(self, arrays: dict[str, np.ndarray], seed: int | None = None):
@@ -84,7 +84,7 @@ class EncodedProblems(Dataset):
 
 def as_is(batch): return batch
 
-# %% ../../nbs/training/trainer.ipynb #cell-11
+# %% ../../nbs/training/trainer.ipynb #cell-14
 class LatentTrainer(Trainer):
     "The Hugging Face Trainer with schedules, the components of the loss in the log, accuracy by depth, and checkpoints that are whole or absent."
     def __init__(self, model, config: TrainingConfig, args: TrainingArguments, tokenizer=None, **kwargs):
@@ -103,7 +103,7 @@ class LatentTrainer(Trainer):
     @property
     def trained(self) -> torch.nn.Module: return self.model if self.average is None else self.average.module
 
-# %% ../../nbs/training/trainer.ipynb #cell-12
+# %% ../../nbs/training/trainer.ipynb #cell-15
 @patch
 def graded(self: LatentTrainer, batches: Iterator[dict]) -> Iterator[dict]:
     "The batches, without the labels of questions that the curriculum does not grade yet, or that are too deep for the iterations of this step."
@@ -129,7 +129,7 @@ def instruct(self: LatentTrainer) -> dict[str, int]:
     if config.iterations is None: return {}
     return {"num_loops" if model.config.num_loops > 1 else "num_iterations": config.iterations.at(step, self.args.seed)}
 
-# %% ../../nbs/training/trainer.ipynb #cell-13
+# %% ../../nbs/training/trainer.ipynb #cell-18
 @patch
 def compute_loss(self: LatentTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     inputs = {k: v for k, v in inputs.items() if k != "query_depth"}
@@ -150,7 +150,7 @@ def log(self: LatentTrainer, logs, *args, **kwargs):
         self.components, self.steps_summed = {}, 0
     Trainer.log(self, logs, *args, **kwargs)
 
-# %% ../../nbs/training/trainer.ipynb #cell-14
+# %% ../../nbs/training/trainer.ipynb #cell-19
 @patch
 def evaluate(self: LatentTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
     "Accuracy of all queries of the validation set, and by depth."
@@ -162,7 +162,7 @@ def evaluate(self: LatentTrainer, eval_dataset=None, ignore_keys=None, metric_ke
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
     return metrics
 
-# %% ../../nbs/training/trainer.ipynb #cell-16
+# %% ../../nbs/training/trainer.ipynb #cell-21
 @patch
 def _save_checkpoint(self: LatentTrainer, model, trial):
     "Write the checkpoint elsewhere and move it into place, then drop the one before."
@@ -189,7 +189,7 @@ def _load_from_checkpoint(self: LatentTrainer, resume_from_checkpoint, model=Non
     Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
     if self.average: self.average.load_state_dict(torch.load(Path(resume_from_checkpoint) / "average.pt", weights_only=True))
 
-# %% ../../nbs/training/trainer.ipynb #cell-18
+# %% ../../nbs/training/trainer.ipynb #cell-23
 class Curves(TrainerCallback):
     "Write every logged number to a DVCLive folder; call `progress` with the step and the last accuracy."
     def __init__(self, folder: Path, progress: Callable[[int, float], None]): self.folder, self.progress, self.accuracy = folder, progress, 0.
