@@ -14,7 +14,7 @@ LONGEST := tests/test_study.py tests/test_extension.py       # they begin, so th
 test: $(BIN)/.installed   ## everything that CI runs
 	@echo "== style" && ruff check zeromodel tests
 	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
-	@echo "== tests (pytest)" && OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
+	@echo "== tests (pytest)" && OMP_NUM_THREADS=1 pytest -q -n 2 --durations 20 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
 
 lab: $(BIN)/.installed    ## JupyterLab on the notebooks
 	@jupyter lab nbs

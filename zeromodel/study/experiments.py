@@ -92,6 +92,7 @@ class Study:
         check(bool(self.run) and len(set(self.run)) == len(self.run), "run", self.run, "must name at least one experiment, each once")
         for name in self.run: check_choice("run", name, tuple(self.experiments))
         for role in ("control", "treatment"): check_choice(f"contrast.{role}", getattr(self.contrast, role), tuple(self.run))
+        check(self.contrast.control != self.contrast.treatment, "contrast.treatment", self.contrast.treatment, "must be another experiment than contrast.control")
         for name, experiment in self.experiments.items():
             if experiment.match: check_choice(f"experiments.{name}.match", experiment.match.other, tuple(e for e in self.experiments if self.experiments[e].match is None))
 

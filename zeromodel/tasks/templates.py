@@ -118,7 +118,7 @@ DIALS = Template(
     separator=", ", closing=". ",
     constant="dial {target} is stuck at {value}", start="dial {target} stands at {value} when switched on",
     rule="dial {target} always points to {expression}", update="on every tick dial {target} jumps to {expression}",
-    operators={"+": "{left} and {right} added up", "-": "{left} with {right} taken off", "*": "{left} multiplied by {right}", "%": "the rest when {left} is shared out in groups of {right}"},
+    operators={"+": "{left} and {right} added up", "-": "{left} with {right} taken off", "*": "{left} taken {right} times over", "%": "the rest when {left} is shared out in groups of {right}"},
     lap="During a tick the jumping dials wait until all others point where they should, and then jump in the same instant. ",
     settle="The machine ticks until no dial moves any more. ", count="The machine ticks this often: {laps}; the other dials follow once more after that. ",
     question="Where do you find {queries}?", held_out=True)

@@ -67,7 +67,7 @@ def arguments(config: TrainingConfig, folder: Path, seed: int) -> TrainingArgume
     if config.batch_size % pieces: raise ValueError(f"batch_size={config.batch_size}: must be a multiple of pieces times devices, {pieces}")
     return TrainingArguments(
         output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size // pieces, gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, adam_beta2=config.adam_beta2, max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": min(round(config.decay * config.steps), config.steps - config.warmup_steps)}, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, adam_beta2=config.adam_beta2, max_grad_norm=config.max_grad_norm,
         seed=seed, data_seed=seed, train_sampling_strategy="sequential", bf16=config.bf16, torch_compile=config.compile, ddp_find_unused_parameters=True,
         logging_steps=config.evaluate_every, eval_strategy="steps", eval_steps=config.evaluate_every, save_steps=config.evaluate_every, dataloader_drop_last=True,
         logging_nan_inf_filter=False, remove_unused_columns=False, report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, log_level="error")

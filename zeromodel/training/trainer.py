@@ -38,6 +38,7 @@ class TrainingConfig:
     learning_rate: float
     optimizer: str = "adamw"               # or "muon": Muon for the matrices of the blocks, AdamW for everything else
     warmup_steps: int = 100
+    decay: float = 1.0                     # share of the steps, the last ones, over which the learning rate falls to nothing along half a cosine
     around_unit: float = 1.0               # factor of the learning rate for the attention matrices around a latent reasoning unit; with Muon
     weight_decay: float = 0.1
     adam_beta2: float = 0.98
@@ -63,6 +64,7 @@ def check_training(config: TrainingConfig):
     check_choice("format", config.format, tuple(FORMATS))
     check(config.learning_rate > 0, "learning_rate", config.learning_rate, "must be positive")
     check(0 <= config.warmup_steps < config.steps, "warmup_steps", config.warmup_steps, f"must lie between 0 and steps={config.steps}")
+    check(0 < config.decay <= 1, "decay", config.decay, "must lie in (0, 1]")
     check(0 <= config.halting_from < config.steps, "halting_from", config.halting_from, f"must lie between 0 and steps={config.steps}")
     check(config.around_unit > 0 and (config.around_unit == 1 or config.optimizer == "muon"), "around_unit", config.around_unit, "must be positive, and 1 without optimizer muon")
     check(0 < config.adam_beta2 < 1, "adam_beta2", config.adam_beta2, "must lie between 0 and 1")
