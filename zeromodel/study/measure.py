@@ -6,6 +6,7 @@
 __all__ = ['evaluate_experiment', 'measure_experiments']
 
 # %% ../../nbs/study/measure.ipynb #cell-03
+import os
 from pathlib import Path
 
 from .pipeline import report_folder, run_folder
@@ -14,6 +15,7 @@ from ..training.checkpoints import read_json, write_atomically
 # %% ../../nbs/study/measure.ipynb #cell-05
 def evaluate_experiment(study: str, experiment: str):
     "Stage `evaluate`: answer the frozen test suite with every seed, and its chains in forward order at every forced exit; watch a few problems closely."
+    import torch
     import transformers
     from zeromodel.evaluation.closeups import write_closeups
     from zeromodel.evaluation.evaluator import evaluate_whole
@@ -21,7 +23,8 @@ def evaluate_experiment(study: str, experiment: str):
     transformers.logging.disable_progress_bar()
     spec, trained, report = read_json(report_folder(study) / "configs" / f"{experiment}.json"), run_folder(study) / "train" / experiment, report_folder(study)
     samples, format = read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"]
-    evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format, forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]])
+    evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format, forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]],
+                   at_once=1 if torch.cuda.is_available() else os.cpu_count() or 1)
     write_closeups(trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json")
 
 # %% ../../nbs/study/measure.ipynb #cell-06
