@@ -27,7 +27,7 @@ DIFFERENCES = {     # from the main experiment, as the names say
     "mla_lru_adaptive": {}, "mla_only": {"use_lru": False}, "mla_lru_fixed": {"lru_halting": "fixed"},
     "mla_lru_no_pos_mix": MLP, "mla_lru_no_global_halt": {"lru_global_halt": False}, "mla_lru_minimal": MLP | {"lru_global_halt": False},
     **{f"mla_lru_iter_{n}": {"lru_halting": "fixed", "lru_max_iterations": n} for n in (2, 4, 8, 16)},
-    "mla_lru_no_stability": {LOSSES + "stability": 0.}, "mla_lru_high_stability": {LOSSES + "stability": .5}, "mla_lru_no_ponder": {LOSSES + "ponder": 0.}, "mla_lru_high_ponder": {LOSSES + "ponder": .01},
+    "mla_lru_no_stability": {LOSSES + "stability": 0.}, "mla_lru_high_stability": {LOSSES + "stability": 5.}, "mla_lru_no_ponder": {LOSSES + "ponder": 0.}, "mla_lru_high_ponder": {LOSSES + "ponder": .01},
     "mla_lru_ce_only": {LOSSES + "stability": 0., LOSSES + "sparsity": 0., LOSSES + "ponder": 0.},
     "mla_lru_attention": MLP | {"lru_mixing": "attention"}, "mla_lru_attention_base": MLP | {"lru_mixing": "attention_base"},
     "halt_confidence": {"lru_halting": "confidence"}, "halt_ponder": {"lru_halting": "ponder"}, "halt_convergence": {"lru_halting": "convergence"},
