@@ -61,12 +61,13 @@ def counts(report: Path, experiments: list[str], forced: bool = False) -> pd.Dat
 
 # %% ../../nbs/study/results.ipynb #cell-13
 def curves(report: Path, experiments: list[str]) -> pd.DataFrame:
-    "All training curves, long: experiment, seed, metric, step, value."
+    "The training curves of the study's seeds, long: experiment, seed, metric, step, value. Other seeds may have been left by a study of another day."
     rows = [pd.DataFrame(columns=["step", "value", "experiment", "seed", "metric"])]
     for name in experiments:
-        for file in sorted((report / "runs" / name).glob("*/plots/metrics/**/*.tsv")):
-            seed, metric = file.relative_to(report / "runs" / name).parts[0], "/".join(file.with_suffix("").parts[file.parts.index("metrics") + 1:])
-            rows.append(pd.read_csv(file, sep="\t").set_axis(["step", "value"], axis=1).assign(experiment=name, seed=int(seed), metric=metric))
+        for seed in read_json(report / "configs" / f"{name}.json")["seeds"]:
+            folder = report / "runs" / name / str(seed) / "plots" / "metrics"
+            for file in sorted(folder.rglob("*.tsv")):
+                rows.append(pd.read_csv(file, sep="\t").set_axis(["step", "value"], axis=1).assign(experiment=name, seed=seed, metric=file.relative_to(folder).with_suffix("").as_posix()))
     return pd.concat(rows[min(1, len(rows) - 1):], ignore_index=True)
 
 
