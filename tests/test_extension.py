@@ -73,7 +73,7 @@ def test_a_new_task(copy):
     for line in (suite, size, "dvc add data", "git add data.dvc"): assert line in README
     insert(copy, "tasks/suites", '    "standard": Suite(', f'    {suite}\n    "standard": Suite(')
     insert(copy, "tasks/files", '    "standard": {1: 800', f'    {size}\n    "standard": {{1: 800')
-    insert(copy, "tasks/files", "for name in FROZEN_SIZES:", 'for name in ("nano", "seven"):')        # the other files have the same problems as ever, and take minutes
+    insert(copy, "tasks/files", "for name in FROZEN_SIZES:\n            with", 'for name in ("nano", "seven"):\n            with')        # the other files have the same problems as ever, and take minutes
     export(copy)
     small_study(copy, "accuracy", ["baseline", "mla_lru_adaptive"], "mla_lru_adaptive", problems={"suite": "seven"})
     commit(copy, "a new task")
