@@ -144,7 +144,7 @@ def each(function: Callable, tasks: list[tuple], at_once: int) -> list[Any]:
     if at_once == 1 or len(tasks) < 2: return [function(*task) for task in tasks]
     with ProcessPoolExecutor(min(at_once, len(tasks)), get_context("fork" if sys.platform == "linux" else "spawn"), alone) as pool: return list(pool.map(function, *zip(*tasks)))
 
-# %% ../../nbs/evaluation/evaluator.ipynb #cell-new
+# %% ../../nbs/evaluation/evaluator.ipynb #whole-01
 def evaluate_whole(
     name: str,
     folder: Path,                       # the weights are in folder/SEED/model; a seed without (a failed run) has no rows
