@@ -25,9 +25,9 @@ def print_summary(report: Path):
     from zeromodel.training.checkpoints import read_json
     s = read_json(report / "summary.json")
     typer.echo(f"\nAccuracy at depth {s['deepest_depth']}, mean over seeds [95% interval]:")
-    show = lambda x: "  –  " if x is None else f"{x:.3f}"
+    show, size = lambda x: "  –  " if x is None else f"{x:.3f}", lambda n: "–" if n is None else f"{n:,}"
     for name, r in s["experiments"].items():
-        typer.echo(f"  {name:<20} {show(r['deepest'])} [{show(r['lower'])}, {show(r['upper'])}]  {r['parameters'] or 0:>9,} parameters, {r['seeds']} seeds" + "".join(f", {r[k]} {k.upper()}" for k in ("failed", "missing") if r[k]))
+        typer.echo(f"  {name:<20} {show(r['deepest'])} [{show(r['lower'])}, {show(r['upper'])}]  {size(r['parameters']):>9} parameters, {r['seeds']} seeds" + "".join(f", {r[k]} {k.upper()}" for k in ("failed", "missing") if r[k]))
     typer.echo(f"Verdict: {s['contrast']['treatment']} better than {s['contrast']['control']}: {s['verdict']}. Report: {report / 'index.html'}")
 
 
