@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .pipeline import PipelineError, nearest, report_folder, run_folder, write_problems
-from ..training.checkpoints import code_of, key_of, read_json, write_json
+from ..training.checkpoints import code_of, key_of, provenance, read_json, write_json
 
 # %% ../../nbs/study/cells.ipynb #cell-06
 @dataclass
@@ -86,8 +86,7 @@ def choose(params: Path, experiments: list[str], seeds: list[int]) -> tuple[Any,
 
 def cells_of(study: Any, configs: dict[str, Any], experiments: list[str], seeds: list[int], problems: Path) -> list[Cell]:
     "Every cell of the report, seed by seed."
-    from zeromodel.training.runs import provenance
-    origin = provenance(next(iter(configs.values())), 0, problems)
+    origin = provenance({}, 0, problems)
     key = lambda config, seed: key_of(origin | {"config": config, "seed": seed})
     return [Cell(study.study, name, seed, plain := asdict(c), key(plain, seed), name in experiments and seed in seeds) for seed in study.seeds for name, c in configs.items()]
 

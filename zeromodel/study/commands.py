@@ -47,7 +47,8 @@ def study_analyse():
 def study_run():
     "params.yaml to the finished report: check everything, then run what has changed. Example: zeromodel study run"
     with one_line_errors():
-        from zeromodel.study.pipeline import report_folder, reproduce, study_name
+        from zeromodel.study.pipeline import report_folder, study_name
+        from zeromodel.study.reproduce import reproduce
         reproduce()
         print_summary(report_folder(study_name()))
 
@@ -56,7 +57,7 @@ def study_run():
 def study_prepare():
     "Everything before training: params.yaml checked and resolved, the problems drawn. Then `zeromodel train` can be called. Example: zeromodel study prepare"
     with one_line_errors():
-        from zeromodel.study.pipeline import reproduce
+        from zeromodel.study.reproduce import reproduce
         reproduce("configs", "problems")
 
 

@@ -97,7 +97,7 @@ def fill_texts(bytes_, ends, rows, modulus):
 
 def make_text(rows: np.ndarray, suite: Suite) -> pa.StringArray:
     "Column of canonical texts."
-    return strings(fill_texts, len(rows) * (10 * (suite.num_vars + 3) + 4 * rows["query"].shape[1] + 24), len(rows), rows, suite.modulus)
+    return strings(fill_texts, len(rows) * (10 * (suite.num_vars + 3) + 24) + 4 * int(rows["num_queries"].sum()), len(rows), rows, suite.modulus)
 
 # %% ../../nbs/tasks/columns.ipynb #cell-14
 @kernel
@@ -204,13 +204,14 @@ FIELDS = ("id", "level", "depth", "tau", "laps", "num_vars", "num_rules", "num_d
 
 def table(rows: np.ndarray, suite: Suite, split: str, prefix: str = "", first: int = 0, fields: tuple[str, ...] = FIELDS) -> pa.Table:
     "Arrow table of the samples in `rows`, with these `fields` of [the record](records.ipynb); ids are `prefix` and a running number from `first`."
-    n, per_query = len(rows), lambda name: rows[name][np.arange(rows[name].shape[1]) < rows["num_queries"][:, None]]
+    n, asked = len(rows), np.arange(rows["num_queries"].max(initial=1)) < rows["num_queries"][:, None]
+    per_query = lambda name: rows[name][:, :asked.shape[1]][asked]
     make = {
         "id": lambda: make_ids(prefix, first, n),
         "tau": lambda: pa.array(rows["tau"], mask=rows["tau"] < 0), "laps": lambda: pa.array(rows["laps"], mask=rows["laps"] < 0),
         "num_vars": lambda: pa.array(np.full(n, suite.num_vars, np.int16)), "modulus": lambda: pa.array(np.full(n, suite.modulus, np.int16)),
         "text": lambda: make_text(rows, suite), "trace": lambda: make_trace(rows, suite, split), "rules": lambda: make_rules(rows, suite.modulus),
         "query": lambda: lists(rows["num_queries"], pa.DictionaryArray.from_arrays(per_query("query").astype(np.int8), LETTERS)),
-        "answer": lambda: lists(rows["num_queries"], per_query("answer")), "query_depth": lambda: lists(rows["num_queries"], per_query("query_depth")),
+        "answer": lambda: lists(rows["num_queries"], per_query("answer").astype(np.int16)), "query_depth": lambda: lists(rows["num_queries"], per_query("query_depth").astype(np.int16)),
         "hash": lambda: make_hex(rows["hash"])}
     return pa.table({name: make[name]() if name in make else pa.array(rows[name]) for name in fields})

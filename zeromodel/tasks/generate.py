@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from .causal_loop import Problem, parse
 from .columns import FIELDS, table
-from .rows import Stream
+from .rows import ROW, Stream
 from .suites import LEVELS, SPLITS, RequestError, Suite, difficulties
 
 # %% ../../nbs/tasks/generate.ipynb #cell-05
@@ -29,16 +29,17 @@ class Level:
     "The streams of one level, taken in turn."
     def __init__(self, suite: Suite, split: str, level: int, seed: int, forward: float, distinct: bool):
         self.streams = [Stream(suite, split, level, d, seed, forward, distinct) for d in difficulties(suite, level)]
-        self.name, self.split, self.spare = level, split, np.zeros(0, self.streams[0].type)
+        self.name, self.split, self.spare = level, split, np.zeros(0, ROW)
 
     def take(self, n: int, map_) -> np.ndarray:
         "The next `n` rows; the streams are asked through `map_`, perhaps on several threads. Raises `NotEnough`."
         found = [self.spare]
         while (missing := n - sum(map(len, found))) > 0:
-            alive = [s for s in self.streams if not s.exhausted]
+            plentiful = [s for s in self.streams if not (s.exhausted or s.scarce)]
+            alive = plentiful or [s for s in self.streams if not s.exhausted]
             if not alive: raise NotEnough(f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different problems exist in split {self.split}")
             each = ceil(missing / len(alive))
-            taken = list(map_(Stream.take, alive, repeat(each)))
+            taken = list(map_(Stream.take, alive, repeat(each), repeat(not plentiful)))
             turns = np.concatenate([np.arange(len(t)) for t in taken])
             found.append(np.concatenate(taken)[np.argsort(turns, kind="stable")])
         rows = np.concatenate(found)
@@ -69,7 +70,7 @@ def portions(suite: Suite, split: str, levels: dict[int, float], n: int, seed: i
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         while (done := sum(drawn.values())) < n:
             places = next_levels(levels, drawn, min(portion, n - done))
-            rows = np.empty(len(places), next(iter(sources.values())).spare.dtype)
+            rows = np.empty(len(places), ROW)
             for level, source in sources.items():
                 here = places == level
                 rows[here] = source.take(int(here.sum()), pool.map)

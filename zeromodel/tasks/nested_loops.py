@@ -12,7 +12,7 @@ __all__ = ['NEXT', 'BEFORE', 'BESIDE', 'QUEUE', 'END', 'FRESH', 'CLOSINGS', 'add
 import numpy as np
 
 from .compiled import GOLDEN, absorb, below, kernel
-from .kernels import MODULO, NEVER, NUMBER, PLUS, TIMES, draw_rule, hash_rule, set_initial, set_rule, settle_rule
+from .kernels import MINUS, MODULO, NEVER, NUMBER, PLUS, TIMES, draw_rule, hash_rule, set_initial, set_rule, settle_rule
 from .loops import additive, has_held_out, run_lap, set_squeeze
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-05
@@ -23,8 +23,10 @@ def add_rule(w, rule, v, left, operator, right):
 
 
 @kernel
-def add_additive(w, rule, v, left, s, rng):
-    operator, number = additive(below(rng, 2 * (s.modulus - 1)), s)
+def add_additive(w, rule, v, left, s, rng, multiplied=False):
+    "A sum or a difference; only a sum where it will be `multiplied` and the product of a difference is the pair that is held out."
+    signs = 1 if multiplied and not s.needs_pair and s.held_out[0] == MINUS and s.held_out[1] == TIMES else 2
+    operator, number = additive(below(rng, signs * (s.modulus - 1)), s)
     add_rule(w, rule, v, left, operator, number)
 
 
@@ -59,7 +61,7 @@ def draw_small_loop(w, s, rng):
 @kernel
 def draw_large_loop(w, s, rng):
     "Two readers of the seeds, their join, the addend, a chain of one to three rules, the closing rule, the counter. Returns the number of inner rules."
-    for v in range(2): add_additive(w, w.rules[2 + v], 2 + v, v, s, rng)
+    for v in range(2): add_additive(w, w.rules[2 + v], 2 + v, v, s, rng, True)
     add_rule(w, w.rules[4], 4, 2, TIMES, 3)
     add_additive(w, w.rules[5], 5, 4, s, rng)
     end = 7 + below(rng, 3)
@@ -85,7 +87,7 @@ CLOSINGS = 3
 
 @kernel
 def combine(row, left, right, operator, modulus):
-    "What `operator` makes of two rows of values (uint8), all states at once. Sums and products without a look-up, so that the compiler can take many values in one instruction."
+    "What `operator` makes of two rows of values (uint8), all states at once. Nothing is looked up, so that the compiler can take many values in one instruction."
     m = np.uint8(modulus)
     if operator == TIMES:
         reciprocal = np.uint32((1 << 22) // modulus + 1)                 # exact for products below 97²
@@ -93,7 +95,9 @@ def combine(row, left, right, operator, modulus):
             product = np.uint32(np.uint32(left[x]) * np.uint32(right[x]))
             row[x] = np.uint8(product - np.uint32(np.uint32(np.uint32(product * reciprocal) >> np.uint32(22)) * np.uint32(modulus)))
     elif operator == MODULO:
-        for x in range(len(row)): row[x] = left[x] % right[x]
+        for x in range(len(row)):
+            times = np.uint8(np.float32(left[x]) / np.float32(right[x]))             # rounded down, and exactly: values are small
+            row[x] = np.uint8(left[x] - np.uint8(times * right[x]))
     else:
         for x in range(len(row)):
             total = np.uint8(left[x] + (right[x] if operator == PLUS else np.uint8(m - right[x])))

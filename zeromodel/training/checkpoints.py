@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'write_json', 'read_json', 'without_docstrings', 'package_modules', 'code_of', 'key_of', 'claim',
-           'only_writer', 'die_with_parent']
+           'provenance', 'ended', 'only_writer', 'die_with_parent']
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-03
 import ast
@@ -77,6 +77,18 @@ def claim(folder: Path, key: str):
     mark = folder / "key"
     if folder.exists() and not (mark.exists() and mark.read_text() == key): shutil.rmtree(folder)
     if not mark.exists(): write_atomically(mark, key)
+
+
+def provenance(config: dict[str, Any], seed: int, problems: Path) -> dict[str, Any]:
+    "What determines a run: its configuration, its seed, and hashes of the code and of the problems."
+    return {"config": config, "seed": seed, "code": key_of(code_of("zeromodel.training.runs")), "problems": hashlib.sha256(Path(problems).read_bytes()).hexdigest()}
+
+
+def ended(folder: Path, report: Path, key: str) -> dict[str, Any] | None:
+    "The manifest of the run with this `key`, when it has ended: failed, or finished and its weights are there."
+    file = Path(report) / "manifest.json"
+    manifest = read_json(file) if file.exists() else {}
+    return manifest if manifest.get("key") == key and (manifest["status"] == "failed" or (Path(folder) / "model").exists()) else None
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-14
 @contextlib.contextmanager
