@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,37 +92,36 @@ def processes_in(folder: Path) -> dict[int, bytes]:
     return found
 
 
-def killed_in_training(folder: Path, victim: str, within: float) -> bool:
-    "Start the study, with DVC alone or, to kill all of it, as a whole, and SIGKILL `victim` at a random moment `within` so many seconds of the first checkpoint of its last experiment; whether that was before the end. No process is left."
+def killed_in_training(folder: Path, command: str, victim: str, within: float) -> bool:
+    "Start `command` and SIGKILL `victim` at a random moment `within` so many seconds of the first checkpoint of its last experiment; whether that was before the end. No process is left."
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     env.pop("SHELL", None)                                                    # DVC then takes /bin/sh, which stays between it and a stage
-    command = subprocess.Popen(["zeromodel", "study", "run"] if victim == "all" else ["dvc", "repro"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    pipeline = subprocess.Popen(command.split(), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 300
     while not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints")) and time.time() < deadline: time.sleep(0.02)
     time.sleep(within * random.random())
-    named = processes_in(folder)
-    trainers = [pid for pid, c in named.items() if b"zeromodel\0train\0" in c]
-    dvcs = [pid for pid, c in named.items() if b"dvc\0repro\0" in c]
-    whole = [pid for pid, c in named.items() if b"zeromodel\0study\0run" in c]
-    for pid in {"trainer": trainers, "dvc": dvcs, "both": trainers + dvcs, "all": whole}[victim]: os.kill(pid, signal.SIGKILL)
-    command.wait(60)
+    trainers = [pid for pid, c in processes_in(folder).items() if pid != pipeline.pid and (b"zeromodel\0train\0" in c or b"zeromodel\0study\0run" in c)]
+    alive = pipeline.poll() is None
+    for pid in {"trainer": trainers, "dvc": [pipeline.pid], "both": [*trainers, pipeline.pid]}[victim]:
+        with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+    pipeline.wait(60)
     deadline = time.time() + 20
     while processes_in(folder) and time.time() < deadline: time.sleep(0.1)
     assert processes_in(folder) == {}
-    return bool(whole or trainers and dvcs) and len(weights(folder)) < 4
+    return bool(trainers) and alive and len(weights(folder)) < 4
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for orphans in /proc")
-@pytest.mark.parametrize("victim", ["trainer", "dvc", "both", "all"])
-def test_killed_and_run_again(copy, finished, victim):
+@pytest.mark.parametrize("command, victim", [("zeromodel study run", "trainer"), ("dvc repro", "dvc"), ("zeromodel study run", "both")])
+def test_killed_and_run_again(copy, finished, command, victim):
     "SIGKILL in training: no orphan is left, and the next run ends with the weights of an unbroken one."
     shrink(copy)
     for within in (1, .3, .1, 0):
-        if killed_in_training(copy, victim, within): break
+        if killed_in_training(copy, command, victim, within): break
         run("git", "clean", "-qfdx", "runs", "reports", cwd=copy)      # a fast machine was done before: again from nothing
         run("git", "checkout", "-q", ".", cwd=copy)
     else: pytest.fail("training was over before it could be killed, four times")
-    study(copy) if victim == "all" else run("dvc", "repro", "train", cwd=copy)      # once to the report, for the others to the weights
+    study(copy) if victim == "both" else run("dvc", "repro", "train", cwd=copy)      # once to the report, for the others to the weights
     assert weights(copy) == finished[2]
 
 
