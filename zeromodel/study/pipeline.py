@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STAGE_CODE', 'Job', 'PipelineError', 'study_name', 'run_folder', 'report_folder', 'write_code', 'write_configs',
            'encoded', 'save_arrays', 'problems_stamp', 'write_problems', 'train_seed', 'worker', 'processes',
-           'side_by_side', 'has_ended', 'train_experiments', 'nearest', 'experiments_named', 'prepared', 'normalised',
+           'side_by_side', 'unfinished', 'train_experiments', 'nearest', 'experiments_named', 'prepared', 'normalised',
            'run_notebook', 'check_benchmark']
 
-# %% ../../nbs/study/pipeline.ipynb #140af966
+# %% ../../nbs/study/pipeline.ipynb #e2a19602
 import difflib
 import hashlib
 import json
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import code_of, die_with_parent, ended, key_of, provenance, read_json, write_atomically, write_json
 
-# %% ../../nbs/study/pipeline.ipynb #325a97d7
+# %% ../../nbs/study/pipeline.ipynb #b793bc72
 class PipelineError(RuntimeError):
     "Something that the user can mend; the message says how."
 
@@ -56,7 +56,7 @@ def write_code():
     "Stage `code`."
     for stage, modules in STAGE_CODE.items(): write_atomically(Path("runs/code") / f"{stage}.py", code_of(*modules))
 
-# %% ../../nbs/study/pipeline.ipynb #a822cba2
+# %% ../../nbs/study/pipeline.ipynb #1554950f
 def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     "Stage `configs`: the full configuration of every experiment that the study in `params` runs and of those in `also`, and what the report must know of the study."
     from zeromodel.study.experiments import read_study, resolve
@@ -69,7 +69,7 @@ def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
     write_json(report_folder(study.study) / "configs" / "study.json", about)
     for name, config in configs.items(): write_json(report_folder(study.study) / "configs" / f"{name}.json", {"seeds": study.seeds, "config": asdict(config)})
 
-# %% ../../nbs/study/pipeline.ipynb #21eed43e
+# %% ../../nbs/study/pipeline.ipynb #fa46fdf5
 def encoded(study: Any, split: str, n: int, tokenizer, formats: list[str]) -> dict[str, np.ndarray]:
     "`n` problems of `split` in each of `formats`, named FORMAT/SPLIT/ARRAY."
     from zeromodel.tasks.answers import encode_as
@@ -88,7 +88,7 @@ def save_arrays(file: Path, arrays: dict[str, np.ndarray]):
     np.savez_compressed(partial, **arrays)
     os.replace(partial, file)
 
-# %% ../../nbs/study/pipeline.ipynb #4871a8dd
+# %% ../../nbs/study/pipeline.ipynb #93bf3b04
 def problems_stamp(study: Any, formats: list[str], file: Path) -> str:
     "What the problems in `file` would be drawn from now, and what is in it."
     return key_of(asdict(study.problems), formats, code_of(*STAGE_CODE["problems"]), hashlib.sha256(file.read_bytes()).hexdigest())
@@ -109,7 +109,7 @@ def write_problems(params: Path = Path("params.yaml"), known: bool = False, fold
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
-# %% ../../nbs/study/pipeline.ipynb #673144d9
+# %% ../../nbs/study/pipeline.ipynb #8d6f1336
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
@@ -135,7 +135,7 @@ def worker(*args):
     torch.utils.deterministic.fill_uninitialized_memory = False       # costs a twelfth of the time, and nothing here reads what it has not written
     train_seed(*args)
 
-# %% ../../nbs/study/pipeline.ipynb #7348d60f
+# %% ../../nbs/study/pipeline.ipynb #ac2222a2
 Job = tuple[dict[str, Any], int, Path]      # configuration, seed, problems
 
 
@@ -158,7 +158,7 @@ def processes(jobs: list[Job], at_once: int | None = None, stop_after: float = f
         for w in workers:
             if w.pid: w.kill(); w.join()
 
-# %% ../../nbs/study/pipeline.ipynb #6119d06c
+# %% ../../nbs/study/pipeline.ipynb #75051a34
 def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")):
     "The `processes` with a line that says how far they are. Raises `PipelineError` when one dies."
     with tqdm(total=sum(config["training"]["steps"] for config, *_ in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
@@ -168,11 +168,14 @@ def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float 
     if dead := [f"{config['experiment']}/{seed}" for (config, seed, _), (state, *_) in zip(jobs, now) if state == "died"]:
         raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
 
-# %% ../../nbs/study/pipeline.ipynb #a3947660
-def has_ended(study: str, config: dict[str, Any], seed: int, problems: Path) -> bool:
-    "Whether nothing of a run is left to do; answered without loading torch."
-    name = f"{config['experiment']}/{seed}"
-    return ended(run_folder(study) / "train" / name, report_folder(study) / "runs" / name, key_of(provenance(config, seed, problems))) is not None
+# %% ../../nbs/study/pipeline.ipynb #d5feba02
+def unfinished(study: str, jobs: list[Job]) -> list[Job]:
+    "Those of `jobs` of which something is left to do; answered without loading torch."
+    origin = {problems: provenance({}, 0, problems) for problems in {problems for *_, problems in jobs}}
+    def left(config, seed, problems):
+        name, key = f"{config['experiment']}/{seed}", key_of(origin[problems] | {"config": config, "seed": seed})
+        return ended(run_folder(study) / "train" / name, report_folder(study) / "runs" / name, key) is None
+    return [job for job in jobs if left(*job)]
 
 
 def train_experiments(study: str, experiments: list[str], seeds: list[int] | None = None, base_model: str | None = None, **limits) -> list[dict[str, Any]]:
@@ -180,18 +183,18 @@ def train_experiments(study: str, experiments: list[str], seeds: list[int] | Non
     seeds = seeds or read_json(report_folder(study) / "configs" / f"{experiments[0]}.json")["seeds"]
     jobs = [(config, seed, problems) for config, problems in (prepared(study, e, base_model) for e in experiments) for seed in seeds]
     if "WORLD_SIZE" in os.environ: return [train_seed(*job, [0, 0]) for job in jobs]
-    if left := [job for job in jobs if not has_ended(study, *job)]:
+    if left := unfinished(study, jobs):
         import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
         side_by_side(left, **limits)
     files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
     return [read_json(file) for file in files if file.exists()]
 
-# %% ../../nbs/study/pipeline.ipynb #435915b7
+# %% ../../nbs/study/pipeline.ipynb #1f49b916
 def nearest(name: str, known: list[str], otherwise: str = "there are") -> str:
     "A hint for someone who wrote `name`."
     return f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"{otherwise} {', '.join(known)}"
 
-# %% ../../nbs/study/pipeline.ipynb #d4c0d8ed
+# %% ../../nbs/study/pipeline.ipynb #f712324e
 def experiments_named(study: str, names: list[str]) -> list[str]:
     "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
     configs = report_folder(study) / "configs"
@@ -218,7 +221,7 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
         save_arrays(file, encoded(whole, "train", seen, tokenizer, ["words"]) | encoded(whole, "validation", p.validation, tokenizer, ["words"]))
     return config, file
 
-# %% ../../nbs/study/pipeline.ipynb #8dab3182
+# %% ../../nbs/study/pipeline.ipynb #02bb9082
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     "A notebook without timestamps, counters of the machine, and random ids."
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k == "kernelspec"}
@@ -241,7 +244,7 @@ def run_notebook(study: str, name: str):
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
 
-# %% ../../nbs/study/pipeline.ipynb #0072114e
+# %% ../../nbs/study/pipeline.ipynb #6f1f2c56
 def check_benchmark(folder: Path = Path("data")):
     "Make the frozen test suites if `folder` is missing, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
     if not folder.exists():
