@@ -19,7 +19,7 @@ def plant(report: Path, accuracy: dict[str, list[float | str]], models: dict[str
     study = {"run": list(accuracy), "suite": "nano", "modulus": 5, "num_names": 6, "length": 40, "contrast": {"control": contrast[0], "treatment": contrast[1], "smallest_effect": .05}}
     write_json(report / "configs/study.json", study)
     for name, values in accuracy.items():
-        write_json(report / f"configs/{name}.json", {"seeds": seeds or list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9}}})
+        write_json(report / f"configs/{name}.json", {"seeds": seeds or list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9, "batch_size": 8}}})
         rows = []
         for seed, a in zip(seeds or range(len(values)), values):
             if a == "missing": continue

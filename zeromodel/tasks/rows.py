@@ -193,6 +193,4 @@ class Stream:
         return rows[:done]
 
     def grow(self):
-        table = np.zeros(4 * len(self.table), np.uint64)
-        add_all(table, self.table)
-        self.table = table
+        table = np.zeros(4 * len(self.table), np.uint64); add_all(table, self.table); self.table = table
