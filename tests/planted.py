@@ -1,7 +1,7 @@
 """Folders of reports in which the truth is known."""
 from pathlib import Path
 
-from zeromodel.evaluation.counts import COLUMNS, FILE_COLUMNS, SCHEMA
+from zeromodel.evaluation.counts import COLUMNS, FILE_COLUMNS, write_evaluation
 from zeromodel.training.checkpoints import write_json
 
 TINY = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention="gqa")
@@ -20,14 +20,15 @@ def plant(report: Path, accuracy: dict[str, list[float | str]], models: dict[str
     write_json(report / "configs/study.json", study)
     for name, values in accuracy.items():
         write_json(report / f"configs/{name}.json", {"seeds": seeds or list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9, "batch_size": 8}}})
-        rows = []
+        rows, reports = [], {}
         for seed, a in zip(seeds or range(len(values)), values):
             if a == "missing": continue
             ended = {"status": "failed", "error": "the loss is nan at step 7"} if a == "failed" else {"status": "finished", "parameters": 1000, "steps": 9, "seconds": 1.5}
             write_json(report / f"runs/{name}/{seed}/manifest.json", {"experiment": name, "seed": seed} | ended)
             if a == "failed": continue
             rows += answers(seed, a) + answers(seed, 1., depth=1)
+            reports[str(seed)] = {"lru": {"convergence_ratio": .25}}
             if forced: rows += [r for k in (1, 2, 3, 4) for r in answers(seed, a * k / 4, k)]
-        write_json(report / f"evaluation/{name}.json", SCHEMA | {"experiment": name, "columns": FILE_COLUMNS, "rows": rows})
+        write_evaluation(report / "evaluation", name, rows, reports)
         write_json(report / f"closeups/{name}.json", {"seed": None, "closeups": []})
     return report

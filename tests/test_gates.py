@@ -2,11 +2,13 @@
 import filecmp
 import json
 import shutil
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, run
+from packaging.specifiers import SpecifierSet
 
 from zeromodel.study.pipeline import PipelineError, check_benchmark
 
@@ -68,6 +70,12 @@ def test_benchmark_is_the_frozen_one(copy, monkeypatch):
 def test_dvc_runs_the_notebooks_that_exist():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(stages["analysis"]["matrix"]["notebook"]) == {p.stem for p in (ROOT / "nbs/analysis").glob("*.ipynb")}
+
+
+def test_any_python_of_3_11_can_install_it():
+    "Debian 12 has 3.11.2: no pinned package asks for a later one."
+    asks = {d.metadata["Name"]: d.metadata["Requires-Python"] or "" for d in distributions()}
+    assert len(asks) > 100 and [name for name, wanted in asks.items() if not SpecifierSet(wanted).contains("3.11.0")] == []
 
 
 def test_sizes():

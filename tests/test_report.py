@@ -78,6 +78,7 @@ def analysed(tmp_path_factory) -> Path:
 def test_every_notebook_runs_on_what_is_there(analysed):
     drawn = {f["stem"].split("/")[1] for f in figures_of(analysed)}
     assert {"accuracy", "sizes", "ablations", "exits", "halting", "slopes"} <= drawn            # the others have nothing to show here, and say so by being absent
+    assert "halting/5_convergence_ratio" in {f["stem"].removeprefix("figures/") for f in figures_of(analysed)}
     for f in figures_of(analysed):
         for suffix in ("svg", "png", "pdf", "txt"): assert (analysed / f"{f['stem']}.{suffix}").stat().st_size
     for table in ("main_results", "ablations", "costs", "runs"):

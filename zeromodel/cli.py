@@ -117,8 +117,9 @@ def split_sizes(splits: str, n: int) -> dict[str, int]:
 def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: int, format: str, options: dict):
     "Check the whole request, then write all its files or none."
     from zeromodel.tasks.export import SCHEMAS
-    from zeromodel.tasks.files import WRITERS, whole_files
+    from zeromodel.tasks.files import WRITERS
     from zeromodel.tasks.generate import check_request
+    from zeromodel.tasks.whole_files import whole_files
     from zeromodel.tasks.suites import RequestError
     if format not in {**WRITERS, **SCHEMAS}: raise RequestError(f"format '{format}': must be one of {', '.join([*WRITERS, *SCHEMAS])}")
     if "fields" in options and format not in WRITERS: raise RequestError(f"fields: a file of format '{format}' has fields of its own; choose them with {' or '.join(WRITERS)}")
@@ -163,7 +164,7 @@ def audit(
     "Try every shortcut on a suite. Exit code 1 when one works without a declared reason. Example: zeromodel audit --suite standard"
     with one_line_errors(), TemporaryDirectory() as drawn:
         from zeromodel.tasks.audit import audit_folder, draw_for_audit
-        from zeromodel.tasks.files import whole_file
+        from zeromodel.tasks.whole_files import whole_file
         from zeromodel.tasks.suites import suite_named
         if not folder: draw_for_audit(Path(drawn), suite, num_train, num_test, seed)
         result = audit_folder(folder or Path(drawn), name=str(folder or suite), shared_below=suite_named(suite).holdout_depth if suite.startswith("nano") else 0)

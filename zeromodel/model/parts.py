@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'UPDATES', 'MIXINGS', 'HALTINGS', 'CONFIDENCES', 'ATTENTIONS', 'ROPE_TYPES', 'check', 'check_positive',
            'check_choice', 'HaltingConfig', 'LRUConfig', 'validate_lru', 'RopeConfig', 'MLAConfig', 'validate_mla',
-           'validate_rope', 'Sized', 'validate_model', 'ModelSizes']
+           'validate_rope', 'Sized', 'validate_model', 'BackboneSizes', 'ModelSizes']
 
 # %% ../../nbs/model/parts.ipynb #cell-03
 import difflib
@@ -188,13 +188,45 @@ def validate_model(config: Sized):
     check(config.lru_direct_readout or not config.lru_start_as_copy, "lru_start_as_copy", config.lru_start_as_copy, "needs lru_direct_readout, since the attention of such a layer starts silent")
     for i in config.lru_layers or []: check(0 <= i < config.num_hidden_layers, "lru_layers", config.lru_layers, f"layers are 0 to {config.num_hidden_layers - 1}")
 
-# %% ../../nbs/model/parts.ipynb #cell-34
-class ModelSizes(Sized):
-    "The keys of a `DeepSeekMLAConfig` and nothing else: enough to count. Raises `ValueError`."
-    intermediate_size = rope_parameters = lru_layers = None
-    num_loops, attention, kv_latent_dim, rope_theta, initializer_range = 1, "mla", MLAConfig.kv_latent_dim, MLAConfig.rope_theta, LRUConfig.initializer_range
-    tie_word_embeddings = use_lru = lru_direct_readout = lru_start_as_copy = False
+# %% ../../nbs/model/parts.ipynb #f0b0496d
+@dataclass(kw_only=True, eq=False, repr=False)
+class BackboneSizes:
+    "Sizes of a decoder: what every model of the study has."
+    vocab_size: int = 32_000
+    hidden_size: int = 2048
+    intermediate_size: int | None = None      # of the gated MLP; default 8/3 of hidden_size, rounded up to a multiple of 8
+    num_hidden_layers: int = 24
+    num_loops: int = 1                        # passes through the whole stack, the embedding added again before each
+    num_attention_heads: int = 16; num_key_value_heads: int | None = None
+    head_dim: int | None = None; v_head_dim: int | None = None
+    attention: str = "mla"
+    kv_latent_dim: int = 512; q_latent_dim: int | None = None
+    latent_norm: bool = True
+    rope_head_dim: int = 64; rope_theta: float | int = 10_000.0; rope_interleave: bool = True
+    rope_parameters: dict | None = None; rope_frequencies: list[float] | None = None; rope_magnitude: float | int = 1.0
+    max_position_embeddings: int = 4096       # the length that the model is meant for; nothing depends on it
+    attention_bias: bool = False; attention_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
 
-    def __init__(self, *, vocab_size: int, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, **keys: Any):
-        vars(self).update(keys, vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads)
-        validate_model(self)
+# %% ../../nbs/model/parts.ipynb #fb4c21cc
+@dataclass(kw_only=True, eq=False, repr=False)
+class ModelSizes(Sized, BackboneSizes):
+    "The keys of a model: enough to count it, and all that an experiment can change. Raises `ValueError`."
+    use_lru: bool = False
+    lru_layers: list[int] | None = None       # which layers have a unit; default all
+    lru_direct_readout: bool = False          # the refined latent also reaches the residual stream of its position
+    lru_start_as_copy: bool = False           # the latent starts as a copy of what enters the layer and is read out as it is, while its attention starts silent
+    lru_max_iterations: int = LRUConfig.max_iterations
+    lru_halting: str = LRUConfig.halting; lru_halt_threshold: float = LRUConfig.halt_threshold; lru_halt_bias: float | int = LRUConfig.halt_bias
+    lru_global_halt: bool = LRUConfig.global_halt
+    lru_ponder_prior: float = LRUConfig.ponder_prior
+    lru_confidence: str = LRUConfig.confidence; lru_convergence_tolerance: float = LRUConfig.convergence_tolerance
+    lru_cell: str = LRUConfig.cell; lru_intermediate_size: int | None = None; lru_sub_blocks: int = LRUConfig.sub_blocks; lru_state_scale: float | int = LRUConfig.state_scale
+    lru_update: str = LRUConfig.update; lru_update_gate_bias: float | int = LRUConfig.update_gate_bias
+    lru_mixing: list[str] | tuple[str, ...] | str = LRUConfig.mixing
+    lru_conv_kernel_size: int = LRUConfig.conv_kernel_size; lru_num_heads: int = LRUConfig.num_heads
+    lru_checkpoint_iterations: bool = LRUConfig.checkpoint_iterations
+
+    def __post_init__(self): validate_model(self)

@@ -7,7 +7,7 @@ __all__ = ['MODEL_KEYS', 'Problems', 'Match', 'Experiment', 'Contrast', 'Study',
            'build', 'merge', 'vocab_size', 'model_config', 'own_model', 'solved', 'resolve', 'origins', 'read_study',
            'compose']
 
-# %% ../../nbs/study/experiments.ipynb #cell-03
+# %% ../../nbs/study/experiments.ipynb #a68f4554
 import difflib
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -18,12 +18,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..evaluation.param_counter import count_flops, count_parameters, match_sizes
-from ..model.config import BackboneConfig, DeepSeekMLAConfig
 from ..model.parts import ModelSizes, check, check_choice, check_positive
 from ..tasks.suites import LEVELS, SUITES
 from ..tasks.tokens import typical_length, vocabulary
-from ..training.runs import RunConfig
-from ..training.trainer import TrainingConfig
+from ..training.settings import RunConfig, TrainingConfig
 
 # %% ../../nbs/study/experiments.ipynb #cell-06
 @dataclass
@@ -73,7 +71,7 @@ class Contrast:
     treatment: str
     smallest_effect: float = 0.05
 
-# %% ../../nbs/study/experiments.ipynb #cell-10
+# %% ../../nbs/study/experiments.ipynb #68f3f6ee
 @dataclass
 class Study:
     "The content of `params.yaml`. Raises `ValueError`."
@@ -82,7 +80,7 @@ class Study:
     run: list[str]                       # experiments to run, in the order of the report
     contrast: Contrast
     problems: Problems
-    model: dict[str, Any]                # base: keys of `DeepSeekMLAConfig`
+    model: dict[str, Any]                # base: keys of `ModelSizes`
     training: dict[str, Any]             # base: keys of `TrainingConfig`
     experiments: dict[str, Experiment]
 
@@ -139,8 +137,8 @@ def merge(base: dict, changes: dict) -> dict:
     "`base` with `changes` laid over it, nested keys one by one."
     return base | {k: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()}
 
-# %% ../../nbs/study/experiments.ipynb #cell-16
-MODEL_KEYS = {k: t for c in (BackboneConfig, DeepSeekMLAConfig) for k, t in c.__annotations__.items() if k not in ("vocab_size", "pad_token_id", "eos_token_id", "use_cache")}
+# %% ../../nbs/study/experiments.ipynb #9c509890
+MODEL_KEYS = {f.name: f.type for f in fields(ModelSizes) if f.name != "vocab_size"}
 
 
 def vocab_size(study: Study) -> int: return len(vocabulary((suite := SUITES[study.problems.suite]).modulus, suite.num_names))

@@ -114,7 +114,8 @@ def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> 
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
     from zeromodel.study.experiments import build
-    from zeromodel.training.runs import RunConfig, train
+    from zeromodel.training.runs import train
+    from zeromodel.training.settings import RunConfig
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     run = build(RunConfig, config)
@@ -212,7 +213,8 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
     if not base_model:
         if not file.exists(): raise PipelineError(f"{file}: no problems yet; 'zeromodel study run' makes them")
         return config, file
-    from zeromodel.training.runs import RunConfig, tokenizer_of
+    from zeromodel.training.runs import tokenizer_of
+    from zeromodel.training.settings import RunConfig
     training, whole = config["training"] | {"format": "words"}, read_study()[0]
     config = config | {"experiment": f"{experiment}-{Path(base_model).name}", "training": training, "base_model": base_model}
     p, file = whole.problems, file.with_name(f"words-{key_of(asdict(whole.problems), base_model, training['steps'], training['batch_size'])}.npz")

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .causal_loop import parse
-from .files import whole_file
 from .reward import compute_score
 from .templates import TEMPLATES, TRAIN, Template, answer_text, chat_prompt, plain_prompt, render, response_text
+from .whole_files import whole_file
 
 # %% ../../nbs/tasks/export.ipynb #cell-06
 def template_of(sample: dict, templates: Sequence[str] = TRAIN) -> Template:

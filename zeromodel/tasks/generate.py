@@ -20,7 +20,7 @@ from .columns import FIELDS, table
 from .rows import ROW, Stream
 from .suites import LEVELS, SPLITS, RequestError, Suite, difficulties
 
-# %% ../../nbs/tasks/generate.ipynb #cell-05
+# %% ../../nbs/tasks/generate.ipynb #01715410
 class NotEnough(RequestError):
     "More different problems were asked for than exist."
 
@@ -33,16 +33,15 @@ class Level:
 
     def take(self, n: int, map_) -> np.ndarray:
         "The next `n` rows; the streams are asked through `map_`, perhaps on several threads. Raises `NotEnough`."
-        found = [self.spare]
+        found = [self.spare] if len(self.spare) else []
         while (missing := n - sum(map(len, found))) > 0:
             plentiful = [s for s in self.streams if not (s.exhausted or s.scarce)]
             alive = plentiful or [s for s in self.streams if not s.exhausted]
             if not alive: raise NotEnough(f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different problems exist in split {self.split}")
-            each = ceil(missing / len(alive))
-            taken = list(map_(Stream.take, alive, repeat(each), repeat(not plentiful)))
-            turns = np.concatenate([np.arange(len(t)) for t in taken])
-            found.append(np.concatenate(taken)[np.argsort(turns, kind="stable")])
-        rows = np.concatenate(found)
+            turns = np.zeros((ceil(missing / len(alive)), len(alive)), ROW)      # a row for each turn, a column for each stream
+            counts = np.array(list(map_(Stream.put, alive, repeat(turns.ravel()), range(len(alive)), repeat(len(alive)), repeat(not plentiful))))
+            found.append(turns.ravel() if counts.min() == len(turns) else turns[np.arange(len(turns))[:, None] < counts])
+        rows = np.concatenate(found) if len(found) > 1 else found[0]
         self.spare = rows[n:]
         return rows[:n]
 
@@ -60,7 +59,7 @@ def check_request(split: str, levels: dict[int, float], n: int):
     if min(levels.values()) <= 0: raise RequestError("levels: every proportion must be above 0")
     if n < 1: raise RequestError(f"{n:,} problems asked for: at least 1")
 
-# %% ../../nbs/tasks/generate.ipynb #cell-12
+# %% ../../nbs/tasks/generate.ipynb #6768c4b1
 def portions(suite: Suite, split: str, levels: dict[int, float], n: int, seed: int, forward: float = 0., distinct: bool = True,
              threads: int | None = None, portion: int = 32_768) -> Iterator[np.ndarray]:
     "`n` rows in portions, `levels` in the given proportions, a share `forward` with their rules in order. The rows do not depend on `threads` and `portion`. Raises `RequestError`; `NotEnough`, which is one, when it runs out of different ones."
@@ -70,12 +69,10 @@ def portions(suite: Suite, split: str, levels: dict[int, float], n: int, seed: i
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         while (done := sum(drawn.values())) < n:
             places = next_levels(levels, drawn, min(portion, n - done))
-            rows = np.empty(len(places), ROW)
-            for level, source in sources.items():
-                here = places == level
-                rows[here] = source.take(int(here.sum()), pool.map)
-                drawn[level] += int(here.sum())
-            yield rows
+            counts = {level: int((places == level).sum()) for level in levels}
+            taken = [sources[level].take(counts[level], pool.map) for level in sorted(levels)]
+            yield taken[0] if len(taken) == 1 else np.concatenate(taken).take(np.argsort(np.argsort(places, kind="stable")))
+            drawn = {level: drawn[level] + counts[level] for level in levels}
 
 
 def ahead(items: Iterator) -> Iterator:

@@ -122,16 +122,16 @@ def add_all(table, hashes):
     for h in hashes:
         if h != 0: add(table, h)
 
-# %% ../../nbs/tasks/rows.ipynb #cell-18
+# %% ../../nbs/tasks/rows.ipynb #13a52932
 ROUND, PLENTY = 256, 1 << 60
 
 
 @kernel
-def fill(rows, w, level, difficulty, counts_laps, forward, distinct, s, rng, entries, ranges, table, used, old, most_old):
-    "Fill `rows`; a share `forward` of them lists its rules in order. Returns how many: fewer when the set `table` of hashes, `used` of them, is half full, when only old ones come, or when more than `most_old` of them, counted in `old` (int64 [1]), have come since the number of new ones was a multiple of `ROUND`."
+def fill(rows, first, step, n, w, level, difficulty, counts_laps, forward, distinct, s, rng, entries, ranges, table, used, old, most_old):
+    "Write `n` problems to every `step`-th of `rows` from `first` on; a share `forward` of them lists its rules in order. Returns how many: fewer when the set `table` of hashes, `used` of them, is half full, when only old ones come, or when more than `most_old` of them, counted in `old` (int64 [1]), have come since the number of new ones was a multiple of `ROUND`."
     done, misses, patience = 0, 0, 100_000 + 50 * used
-    while done < len(rows) and misses < patience and old[0] <= most_old and not (distinct and 2 * (used + done) >= len(table)):
-        row, in_order = rows[done], below(rng, 1 << 30) < forward * (1 << 30)
+    while done < n and misses < patience and old[0] <= most_old and not (distinct and 2 * (used + done) >= len(table)):
+        row, in_order = rows[first + done * step], below(rng, 1 << 30) < forward * (1 << 30)
         if level % 2: drawn = draw_chain_row(row, w, level, difficulty, in_order, s, rng)
         else: drawn = draw_loop_row(row, w, level, difficulty, counts_laps, in_order, s, rng, entries, ranges)
         row.level = level
@@ -167,7 +167,7 @@ def existing(suite: Suite, s: Sizes, level: int, depth: int, most: int = 4_000_0
     countable = level == 1 and suite.query == "one" and len(set(suite.operators)) == len(suite.operators) and not suite.needs_pair
     return count_chains(depth, s, np.zeros(depth, np.int64)) if countable and suite.modulus * choices ** depth <= most else None
 
-# %% ../../nbs/tasks/rows.ipynb #cell-21
+# %% ../../nbs/tasks/rows.ipynb #fb0fd562
 class Stream:
     "The problems of one level and difficulty of a suite, one after the other; the same for the same `seed`, in whatever portions they are taken."
     def __init__(self, suite: Suite, split: str, level: int, difficulty: int, seed: int, forward: float = 0., distinct: bool = True):
@@ -179,18 +179,22 @@ class Stream:
         self.existing = existing(suite, self.sizes, level, difficulty) if distinct else None
         self.old, self.scarce = np.zeros(1, np.int64), False
 
-    def take(self, n: int, patient: bool = False) -> np.ndarray:
-        "The next `n` rows; fewer, and `exhausted` is set, when no more different ones exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in three."
-        if self.existing is not None: n = min(n, self.existing - self.drawn)
-        rows, done = np.zeros(n, ROW), 0
+    def put(self, rows: np.ndarray, first: int = 0, step: int = 1, patient: bool = False) -> int:
+        "Write the next problems to every `step`-th of `rows` from `first` on. Returns how many: fewer than have room, and `exhausted` is set, when no more different ones exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in three."
+        n, done = min(len(range(first, len(rows), step)), np.inf if self.existing is None else self.existing - self.drawn), 0
         while done < n and not self.exhausted and (patient or not self.scarce):
             if self.distinct and 2 * self.drawn >= len(self.table): self.grow()
-            new = fill(rows[done:], self.work, *self.options, self.sizes, self.rng, *self.catalogue, self.table, self.drawn if self.distinct else 0, self.old, PLENTY if patient else 2 * ROUND)
+            new = fill(rows, first + done * step, step, n - done, self.work, *self.options, self.sizes, self.rng, *self.catalogue, self.table, self.drawn if self.distinct else 0, self.old, PLENTY if patient else 2 * ROUND)
             done, self.drawn = done + new, self.drawn + new
             self.scarce |= self.old[0] > 2 * ROUND
             self.exhausted = done < n and not (self.distinct and 2 * self.drawn >= len(self.table)) and (patient or not self.scarce)
         self.exhausted |= self.drawn == self.existing
-        return rows[:done]
+        return done
+
+    def take(self, n: int, patient: bool = False) -> np.ndarray:
+        "The next `n` rows, or as many as `put` finds."
+        rows = np.zeros(n, ROW)
+        return rows[:self.put(rows, patient=patient)]
 
     def grow(self):
         table = np.zeros(4 * len(self.table), np.uint64); add_all(table, self.table); self.table = table

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Iterations', 'Curriculum', 'warmed']
 
-# %% ../../nbs/training/schedules.ipynb #cell-03
+# %% ../../nbs/training/schedules.ipynb #c1f43001
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..model.config import check
+from ..model.parts import check
 
 # %% ../../nbs/training/schedules.ipynb #cell-06
 @dataclass
