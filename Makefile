@@ -11,10 +11,11 @@ repro: $(BIN)/.installed  ## a fresh clone to the finished report of the active 
 	@zeromodel study run
 
 LONGEST := tests/test_study.py tests/test_extension.py       # they begin, so that nobody waits for them in the end
+test: export OMP_NUM_THREADS = 1                             # two processes on two cores, not four threads
 test: $(BIN)/.installed   ## everything that CI runs
 	@echo "== style" && ruff check zeromodel tests
 	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
-	@echo "== tests (pytest)" && OMP_NUM_THREADS=1 pytest -q -n 2 --durations 20 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
+	@echo "== tests (pytest)" && pytest -q -n 2 --durations 20 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
 
 lab: $(BIN)/.installed    ## JupyterLab on the notebooks
 	@jupyter lab nbs

@@ -6,8 +6,9 @@
 __all__ = ['MAX_VARS', 'ROW', 'ROUND', 'PLENTY', 'draw_names', 'named', 'write_rules', 'write_queries', 'draw_chain_row',
            'draw_loop_row', 'add', 'add_all', 'fill', 'count_chains', 'existing', 'Stream']
 
-# %% ../../nbs/tasks/rows.ipynb #cell-03
+# %% ../../nbs/tasks/rows.ipynb #4e4a3052
 import numpy as np
+from fastcore.basics import patch
 
 from .causal_loop import mix
 from .compiled import GOLDEN, absorb, below, kernel, shuffle
@@ -167,7 +168,7 @@ def existing(suite: Suite, s: Sizes, level: int, depth: int, most: int = 4_000_0
     countable = level == 1 and suite.query == "one" and len(set(suite.operators)) == len(suite.operators) and not suite.needs_pair
     return count_chains(depth, s, np.zeros(depth, np.int64)) if countable and suite.modulus * choices ** depth <= most else None
 
-# %% ../../nbs/tasks/rows.ipynb #fb0fd562
+# %% ../../nbs/tasks/rows.ipynb #2796161f
 class Stream:
     "The problems of one level and difficulty of a suite, one after the other; the same for the same `seed`, in whatever portions they are taken."
     def __init__(self, suite: Suite, split: str, level: int, difficulty: int, seed: int, forward: float = 0., distinct: bool = True):
@@ -179,22 +180,28 @@ class Stream:
         self.existing = existing(suite, self.sizes, level, difficulty) if distinct else None
         self.old, self.scarce = np.zeros(1, np.int64), False
 
-    def put(self, rows: np.ndarray, first: int = 0, step: int = 1, patient: bool = False) -> int:
-        "Write the next problems to every `step`-th of `rows` from `first` on. Returns how many: fewer than have room, and `exhausted` is set, when no more different ones exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in three."
-        n, done = min(len(range(first, len(rows), step)), np.inf if self.existing is None else self.existing - self.drawn), 0
-        while done < n and not self.exhausted and (patient or not self.scarce):
-            if self.distinct and 2 * self.drawn >= len(self.table): self.grow()
-            new = fill(rows, first + done * step, step, n - done, self.work, *self.options, self.sizes, self.rng, *self.catalogue, self.table, self.drawn if self.distinct else 0, self.old, PLENTY if patient else 2 * ROUND)
-            done, self.drawn = done + new, self.drawn + new
-            self.scarce |= self.old[0] > 2 * ROUND
-            self.exhausted = done < n and not (self.distinct and 2 * self.drawn >= len(self.table)) and (patient or not self.scarce)
-        self.exhausted |= self.drawn == self.existing
-        return done
-
-    def take(self, n: int, patient: bool = False) -> np.ndarray:
-        "The next `n` rows, or as many as `put` finds."
-        rows = np.zeros(n, ROW)
-        return rows[:self.put(rows, patient=patient)]
-
     def grow(self):
-        table = np.zeros(4 * len(self.table), np.uint64); add_all(table, self.table); self.table = table
+        table = np.zeros(4 * len(self.table), np.uint64)
+        add_all(table, self.table)
+        self.table = table
+
+# %% ../../nbs/tasks/rows.ipynb #882e6c10
+@patch
+def put(self: Stream, rows: np.ndarray, first: int = 0, step: int = 1, patient: bool = False) -> int:
+    "Write the next problems to every `step`-th of `rows` from `first` on. Returns how many: fewer than have room, and `exhausted` is set, when no more different ones exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in three."
+    n, done = min(len(range(first, len(rows), step)), np.inf if self.existing is None else self.existing - self.drawn), 0
+    while done < n and not self.exhausted and (patient or not self.scarce):
+        if self.distinct and 2 * self.drawn >= len(self.table): self.grow()
+        new = fill(rows, first + done * step, step, n - done, self.work, *self.options, self.sizes, self.rng, *self.catalogue, self.table, self.drawn if self.distinct else 0, self.old, PLENTY if patient else 2 * ROUND)
+        done, self.drawn = done + new, self.drawn + new
+        self.scarce |= self.old[0] > 2 * ROUND
+        self.exhausted = done < n and not (self.distinct and 2 * self.drawn >= len(self.table)) and (patient or not self.scarce)
+    self.exhausted |= self.drawn == self.existing
+    return done
+
+
+@patch
+def take(self: Stream, n: int, patient: bool = False) -> np.ndarray:
+    "The next `n` rows, or as many as `put` finds."
+    rows = np.zeros(n, ROW)
+    return rows[:self.put(rows, patient=patient)]
