@@ -209,7 +209,7 @@ def check_dvc(root: Path, alive=alive) -> Iterator[Finding]:
 # %% ../nbs/doctor.ipynb #cell-26
 def check_data(root: Path, compare=None) -> Finding:
     "Is the benchmark the committed one? `compare(folder)` raises `RuntimeError` when not; default: `study.pipeline.check_benchmark`."
-    if not (root / "data").exists(): return Finding("note", "the benchmark has not been made yet", "'make repro' makes it, in a minute, and checks it against data.dvc")
+    if not any((root / "data").glob("*")): return Finding("note", "the benchmark has not been made yet", "'make repro' makes it, in a minute, and checks it against data.dvc")
     if not compare: from zeromodel.study.pipeline import check_benchmark as compare
     before = Path.cwd()
     os.chdir(root)

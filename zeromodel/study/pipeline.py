@@ -6,14 +6,15 @@
 __all__ = ['STAGE_CODE', 'Job', 'PipelineError', 'study_name', 'run_folder', 'report_folder', 'write_code', 'write_configs',
            'encoded', 'save_arrays', 'problems_stamp', 'write_problems', 'train_seed', 'worker', 'processes',
            'side_by_side', 'unfinished', 'train_experiments', 'nearest', 'experiments_named', 'prepared', 'normalised',
-           'run_notebook', 'check_benchmark']
+           'run_notebook', 'make_benchmark', 'check_benchmark']
 
-# %% ../../nbs/study/pipeline.ipynb #e2a19602
+# %% ../../nbs/study/pipeline.ipynb #cc8f996d
 import difflib
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,16 +247,23 @@ def run_notebook(study: str, name: str):
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
 
-# %% ../../nbs/study/pipeline.ipynb #6f1f2c56
+# %% ../../nbs/study/pipeline.ipynb #20e0f574
+def make_benchmark(folder: Path):
+    "Write the frozen test suites if `folder` is missing, or empty, as a new volume is."
+    if any(folder.glob("*")): return
+    from zeromodel.tasks.files import write_frozen_suites
+    partial = folder.with_name(f".{folder.name}.partial")
+    write_frozen_suites(partial)
+    folder.mkdir(exist_ok=True)
+    for made in partial.iterdir(): shutil.move(made, folder / made.name)      # nothing can take the place of a volume itself
+    partial.rmdir()
+
+
 def check_benchmark(folder: Path = Path("data")):
-    "Make the frozen test suites if `folder` is missing, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
-    if not folder.exists():
-        from zeromodel.tasks.files import write_frozen_suites
-        partial = folder.with_name(f".{folder.name}.partial")
-        write_frozen_suites(partial)
-        os.replace(partial, folder)
+    "Make the frozen test suites if there are none, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
     if subprocess.run(["git", "diff", "--quiet", "--", "data.dvc"], capture_output=True).returncode == 1:
         raise PipelineError("data.dvc differs from the committed one: the hash of the benchmark was changed. Put it back with 'git checkout data.dvc', or stage it with 'git add data.dvc' if you mean it.")
+    make_benchmark(folder)
     from dvc.repo import Repo
     with Repo() as repo: changed = any(out.changed_checksum() for stage in repo.index.stages if stage.path_in_repo == "data.dvc" for out in stage.outs)
     if changed:
