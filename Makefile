@@ -51,7 +51,7 @@ GOES_ON = { echo "== the install stopped, see above; make again goes on from her
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(if $(shell $(PYTHON) -c '$(NEW_ENOUGH)' 2> /dev/null && echo yes),,$(error Python 3.11 or newer is needed, and '$(PYTHON)' is not there or older: install Python 3.11, or name another one with 'make PYTHON=/path/to/python3'))
-	@echo "== installing into .venv (about 2 GB; minutes the first time)"
+	@echo "== installing into .venv (about 3 GB; minutes the first time)"
 	@$(BIN)/python -c '$(NEW_ENOUGH); import pip' 2> /dev/null || $(PYTHON) -m venv --clear .venv || $(GOES_ON)
 	@$(INSTALL) torch || $(GOES_ON)
 	@$(INSTALL) --editable '.[dev]' || $(GOES_ON)
