@@ -4,10 +4,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from zeromodel.tasks.files import write_frozen_suites
+from zeromodel.tasks.files import FROZEN_SIZES, write_frozen_suites
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -22,7 +23,7 @@ def run(*command: str, cwd: Path, check: bool = True, **kwargs) -> subprocess.Co
 
 
 def copy_repository(folder: Path, benchmark: Path | None = None) -> Path:
-    "A committed copy of what git tracks here and of what it would track, without the reports on studies; with the frozen benchmark in place when it is given."
+    "A committed copy of what git tracks here and of what it would track, without the reports on studies; with this `benchmark` when it is given."
     files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
         if (ROOT / name).is_file() and (not name.startswith("reports/") or name.endswith("audit.json")):
@@ -31,7 +32,9 @@ def copy_repository(folder: Path, benchmark: Path | None = None) -> Path:
     for compiled in (ROOT / "zeromodel").rglob("__pycache__/*.nb[ic]"):        # numba takes them while the time of the source is the same
         (folder / compiled.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
-    if benchmark: shutil.copytree(benchmark, folder / "data")
+    if benchmark:
+        shutil.copytree(benchmark / "data", folder / "data")
+        shutil.copy2(benchmark / "data.dvc", folder)
     run("git", "init", "-q", cwd=folder)
     commit(folder, "copy")
     return folder
@@ -44,9 +47,12 @@ def commit(folder: Path, message: str):
 
 @pytest.fixture(scope="session")
 def benchmark(tmp_path_factory) -> Path:
-    "The frozen test suites, generated once for all tests."
-    folder = tmp_path_factory.mktemp("benchmark") / "data"
-    write_frozen_suites(folder)
+    "A folder with `data`, every frozen suite with a twentieth of its problems, and the `data.dvc` that names it."
+    folder = tmp_path_factory.mktemp("benchmark")
+    small = {name: {level: n // 20 for level, n in levels.items()} for name, levels in FROZEN_SIZES.items()}
+    with patch.dict(FROZEN_SIZES, small): write_frozen_suites(folder / "data")
+    run("dvc", "init", "--no-scm", "--quiet", cwd=folder)
+    run("dvc", "add", "--quiet", "data", cwd=folder)
     return folder
 
 

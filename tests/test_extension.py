@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from conftest import ROOT, commit, run
 
-from zeromodel.study.experiments import compose
+from zeromodel.study.experiments import compose, merge
 
 README = (ROOT / "README.md").read_text()
 
@@ -29,10 +29,9 @@ def export(folder: Path):
         if path.read_bytes() == text: os.utime(path, ns=(time, time))
 
 
-def small_study(folder: Path, notebook: str, experiments: list[str], treatment: str, **changes):
-    "The micro study of two experiments, with one analysis notebook."
-    params = yaml.safe_load(compose("micro", folder / "studies")) | {"run": experiments, "contrast": {"control": experiments[0], "treatment": treatment, "smallest_effect": .05}}
-    for path, value in changes.items(): params[path] |= value
+def small_study(folder: Path, notebook: str, **changes):
+    "The micro study with these changes, and with one analysis notebook."
+    params = merge(yaml.safe_load(compose("micro", folder / "studies")), changes)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())
     stages["stages"]["analysis"]["matrix"]["notebook"] = [notebook]
@@ -41,13 +40,14 @@ def small_study(folder: Path, notebook: str, experiments: list[str], treatment: 
 
 def test_a_new_halting_rule(copy):
     name, rule, experiment = '"convergence", "steady"', 'if kind == "steady": return torch.zeros_like(p), change <= self.config.convergence_tolerance', "halt_steady: {model: {lru_halting: steady, lru_global_halt: false, lru_convergence_tolerance: 0.3}}"
-    for line in (name, rule, experiment): assert line in README
+    told = "run: [mla_lru_adaptive, halt_steady]\ncontrast: {control: mla_lru_adaptive, treatment: halt_steady, smallest_effect: 0.05}\n"
+    for text in (name, rule, experiment, told): assert text in README
     insert(copy, "model/parts", '"convergence"\n', f"{name}\n")
     insert(copy, "model/halting", '        if kind == "convergence": enough', f'        {rule}\n        if kind == "convergence": enough')
     export(copy)
     experiments = copy / "studies/experiments.yaml"
     experiments.write_text(experiments.read_text() + f"  {experiment}\n")
-    small_study(copy, "halting", ["mla_lru_adaptive", "halt_steady"], "halt_steady")
+    small_study(copy, "halting", **yaml.safe_load(told))
     commit(copy, "a new halting rule")
     done = run("zeromodel", "study", "run", cwd=copy)
     assert "Verdict: halt_steady better than mla_lru_adaptive" in done.stdout
@@ -75,7 +75,7 @@ def test_a_new_task(copy):
     insert(copy, "tasks/files", '    "standard": {1: 800', f'    {size}\n    "standard": {{1: 800')
     insert(copy, "tasks/files", "for name in FROZEN_SIZES:\n            with", 'for name in ("nano", "seven"):\n            with')        # the other files have the same problems as ever, and take minutes
     export(copy)
-    small_study(copy, "accuracy", ["baseline", "mla_lru_adaptive"], "mla_lru_adaptive", problems={"suite": "seven"})
+    small_study(copy, "accuracy", run=["baseline", "mla_lru_adaptive"], contrast={"control": "baseline"}, problems={"suite": "seven"})
     commit(copy, "a new task")
     run("rm", "-rf", "data", cwd=copy)
     stopped = run("zeromodel", "study", "prepare", cwd=copy, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run
+from conftest import ROOT, copy_repository, run
 from packaging.specifiers import SpecifierSet
 
 from zeromodel.study.pipeline import PipelineError, check_benchmark
@@ -51,9 +51,9 @@ def test_clean_gate_closes(copy):
     assert unclean(copy) == ["rope.ipynb"]
 
 
-def test_benchmark_is_the_frozen_one(copy, monkeypatch):
+def test_benchmark_is_the_frozen_one(tmp_path, monkeypatch):
     "Generated anew it has the committed hash; with one byte changed, or another hash, everything stops and the hash stays."
-    monkeypatch.chdir(copy)
+    monkeypatch.chdir(copy_repository(tmp_path / "copy"))
     committed = Path("data.dvc").read_text()
     check_benchmark()
     suite = Path("data/nano/test.jsonl")

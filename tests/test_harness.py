@@ -11,12 +11,12 @@ SEPARATOR = "=== next problem ==="
 
 @pytest.fixture
 def evaluate(benchmark, tmp_path, monkeypatch):
-    "Evaluate a model on some documents of a task, in a folder where `data` is the frozen benchmark."
+    "Evaluate a model on some documents of a task, in a folder where `data` is a frozen benchmark."
     from lm_eval.tasks import TaskManager
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"): monkeypatch.setenv(name, "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").symlink_to(benchmark)
+    (tmp_path / "data").symlink_to(benchmark / "data")
     manager = TaskManager(include_path=str(ROOT / "integrations/lm_eval"), include_defaults=False)
 
     def run(model, task, limit=12, **options):
