@@ -45,8 +45,8 @@ def report_folder(study: str) -> Path: return Path("reports") / study     # numb
 
 
 STAGE_CODE = {      # what each stage runs
-    "configs": ("zeromodel.study.experiments",),
-    "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
+    "configs": ("zeromodel.study.experiments", "zeromodel.study.pipeline"),
+    "problems": ("zeromodel.study.pipeline", "zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
     "train": ("zeromodel.training.runs",),
     "evaluate": ("zeromodel.evaluation.evaluator", "zeromodel.evaluation.closeups", "zeromodel.evaluation.speed"),
     "report": ("zeromodel.study.report", "zeromodel.study.figures", "zeromodel.study.pictures"),
