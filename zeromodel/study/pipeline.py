@@ -210,7 +210,7 @@ def nearest(name: str, known: list[str], otherwise: str = "there are") -> str:
     "A hint for someone who wrote `name`."
     return f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"{otherwise} {', '.join(known)}"
 
-# %% ../../nbs/study/pipeline.ipynb #f712324e
+# %% ../../nbs/study/pipeline.ipynb #51aed010
 def experiments_named(study: str, names: list[str]) -> list[str]:
     "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
     configs = report_folder(study) / "configs"
@@ -220,7 +220,7 @@ def experiments_named(study: str, names: list[str]) -> list[str]:
         if name not in (*known, "all"): raise PipelineError(f"{name}: no such experiment in study {study}; {nearest(name, known, 'it runs')}")
     return known if "all" in names else names
 
-
+# %% ../../nbs/study/pipeline.ipynb #dee7e59a
 def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[str, Any], Path]:
     "The configuration of a run, and its problems; with a base model in words and in the tokens of that model. Raises `PipelineError` when there are none."
     from zeromodel.study.experiments import build, read_study
