@@ -1,5 +1,6 @@
 """The generator as one would write it first: draw a problem in plain Python, look whether it is wanted, draw again. The peer of `zeromodel.tasks.generate`."""
 import random
+import time
 from collections import Counter
 from itertools import product
 
@@ -76,11 +77,12 @@ def loop_problem(rng: random.Random, suite: Suite, level: int, tau: int) -> Prob
     return rng.choice(outside if outside and rng.random() < .5 else [problem for _, problem in fitting])
 
 
-def naive_problems(suite: Suite, split: str, level: int, n: int, seed: int, distinct: bool):
-    "`n` problems, difficulties in turn."
-    rng, steps, seen = random.Random(seed), difficulties(suite, level), set()
+def naive_problems(suite: Suite, split: str, level: int, n: int, seed: int, distinct: bool, seconds: float = 30.):
+    "`n` problems, difficulties in turn; as many as come within `seconds`."
+    rng, steps, seen, end = random.Random(seed), difficulties(suite, level), set(), time.monotonic() + seconds
     for i in range(n):
         while True:
+            if time.monotonic() > end: return
             problem = (chain_problem if level in (1, 3) else loop_problem)(rng, suite, level, steps[i % len(steps)])
             if problem is None or splits_of(problem, suite) != {split}: continue
             if any(p.operator + q.operator == suite.held_out_pair for p in problem.definitions.values() for q in problem.definitions.values() if p.target in q.reads): continue
