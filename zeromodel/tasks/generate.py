@@ -33,7 +33,7 @@ class Level:
 
     def take(self, n: int, map_) -> np.ndarray:
         "The next `n` rows; the streams are asked through `map_`, perhaps on several threads. Raises `NotEnough`."
-        found = [self.spare] if len(self.spare) else []
+        found = [self.spare] if len(self.spare) or not n else []
         while (missing := n - sum(map(len, found))) > 0:
             plentiful = [s for s in self.streams if not (s.exhausted or s.scarce)]
             alive = plentiful or [s for s in self.streams if not s.exhausted]
