@@ -73,7 +73,7 @@ def test_dvc_runs_the_notebooks_that_exist():
 
 
 def test_any_python_of_3_11_can_install_it():
-    "Debian 12 has 3.11.2: no pinned package asks for a later one."
+    "Debian 12 has 3.11.2: none of the packages that the tests run with asks for a later one."
     asks = {d.metadata["Name"]: d.metadata["Requires-Python"] or "" for d in distributions()}
     assert len(asks) > 100 and [name for name, wanted in asks.items() if not SpecifierSet(wanted).contains("3.11.0")] == []
 

@@ -33,15 +33,15 @@ class Level:
 
     def take(self, n: int, map_) -> np.ndarray:
         "The next `n` rows; the streams are asked through `map_`, perhaps on several threads. Raises `NotEnough`."
-        found = [self.spare] if len(self.spare) or not n else []
-        while (missing := n - sum(map(len, found))) > 0:
+        rows = self.spare
+        while (missing := n - len(rows)) > 0:
             plentiful = [s for s in self.streams if not (s.exhausted or s.scarce)]
             alive = plentiful or [s for s in self.streams if not s.exhausted]
             if not alive: raise NotEnough(f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different problems exist in split {self.split}")
             turns = np.zeros((ceil(missing / len(alive)), len(alive)), ROW)      # a row for each turn, a column for each stream
             counts = np.array(list(map_(Stream.put, alive, repeat(turns.ravel()), range(len(alive)), repeat(len(alive)), repeat(not plentiful))))
-            found.append(turns.ravel() if counts.min() == len(turns) else turns[np.arange(len(turns))[:, None] < counts])
-        rows = np.concatenate(found) if len(found) > 1 else found[0]
+            new = turns.ravel() if counts.min() == len(turns) else turns[np.arange(len(turns))[:, None] < counts]
+            rows = np.concatenate([rows, new]) if len(rows) else new
         self.spare = rows[n:]
         return rows[:n]
 
