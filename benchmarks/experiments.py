@@ -1,4 +1,4 @@
-"""What every experiment of the active study costs: parameters, FLOPs, time and memory of a training step; and the optimiser beside PyTorch's. `make bench`"""
+"""What the experiments of the active study cost, all of them or those that are named: parameters, FLOPs, time and memory of a training step; and the optimiser beside PyTorch's. On the GPU where there is one. `make bench`"""
 import json
 import resource
 import statistics
@@ -19,10 +19,20 @@ from zeromodel.tasks.tokens import typical_length
 from zeromodel.training.losses import LatentReasoningLoss
 from zeromodel.training.optimizers import MuonWithAdamW
 
-REPEAT = 15
+REPEAT, DEVICE = 15, "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def mebibytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def mebibytes() -> float:
+    "The most memory this process has held: on the GPU that of its tensors."
+    return torch.cuda.max_memory_allocated() / 2 ** 20 if DEVICE == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def milliseconds(call) -> float:
+    "How long `call` takes until the device has done it."
+    began = time.perf_counter()
+    call()
+    if DEVICE == "cuda": torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - began)
 
 
 def cost(name: str) -> dict:
@@ -32,48 +42,46 @@ def cost(name: str) -> dict:
     run, length = resolve(study, name), typical_length(SUITES[study.problems.suite])
     size, t = model_config(study, name, run.model), run.training
     before = mebibytes()
-    model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**vars(size)))
+    model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**vars(size))).to(DEVICE)
     model.criterion = LatentReasoningLoss(t.losses)
     optimizer = MuonWithAdamW(model, t.learning_rate, t.weight_decay, t.adam_beta2)
-    ids, seconds = torch.randint(0, size.vocab_size, (t.batch_size, length)), []
-    for _ in range(REPEAT):
-        began = time.perf_counter()
+    ids = torch.randint(0, size.vocab_size, (t.batch_size, length), device=DEVICE)
+    def step():
         optimizer.zero_grad()
-        model(ids, torch.ones_like(ids), labels=ids).loss.backward()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=t.bf16): loss = model(ids, torch.ones_like(ids), labels=ids).loss
+        loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - began)
+    times = [milliseconds(step) for _ in range(REPEAT)][2:]
     return {"experiment": name, "parameters (counted)": count_parameters(size), "parameters (built)": model.num_parameters(), "forward FLOPs a token": count_flops(size, length),
-            "step, ms (median)": round(1000 * statistics.median(seconds[2:]), 1), "peak memory, MiB": round(mebibytes() - before)}
+            "step, ms (median)": round(statistics.median(times), 1), "peak memory, MiB": round(mebibytes() - before)}
 
 
 def optimisers() -> pd.DataFrame:
     "A step of Muon for the matrices of the main model, ours and PyTorch's in turn."
     torch.set_num_threads(1)
     study, configs = read_study()
-    model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**vars(model_config(study, study.contrast.treatment, configs[study.contrast.treatment].model))))
+    model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**vars(model_config(study, study.contrast.treatment, configs[study.contrast.treatment].model)))).to(DEVICE)
     ours = MuonWithAdamW(model, .01, .1, .98).parts[0]
     theirs = torch.optim.Muon(ours.param_groups[0]["params"], lr=.01, adjust_lr_fn="match_rms_adamw")
     for p in ours.param_groups[0]["params"]: p.grad = torch.randn_like(p)
-    def step(optimizer):
-        began = time.perf_counter()
-        optimizer.step()
-        return 1000 * (time.perf_counter() - began)
-    times = [(step(ours), step(theirs)) for _ in range(REPEAT)][2:]
+    times = [(milliseconds(ours.step), milliseconds(theirs.step)) for _ in range(REPEAT)][2:]
     return pd.DataFrame({"optimiser": ["ours, in batches", "torch.optim.Muon"], "step, ms (median)": [round(statistics.median(x), 2) for x in zip(*times)],
                          "ratio to ours (median of pairs)": [1., round(statistics.median(b / a for a, b in times), 1)]})
 
 
-def main(out: Path = Path("reports/bench")):
-    rows = []
-    for name in read_study()[0].experiments:
-        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
+def main(names: list[str], out: Path = Path("reports/bench")):
+    rows, study = [], read_study()[0]
+    for name in names or study.experiments:
+        done = subprocess.run([sys.executable, __file__, "--alone", name], capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
-    study = read_study()[0]
-    head = f"Study `{study.study}`, a batch of {study.training['batch_size']} problems of {typical_length(SUITES[study.problems.suite])} tokens, one thread, torch {torch.__version__}. FLOPs with all iterations made; memory: what a process grew by."
+    where = torch.cuda.get_device_name() if DEVICE == "cuda" else "one thread"
+    precision = "bf16 mixed precision" if study.training.get("bf16") else "float32"
+    head = f"Study `{study.study}`, a batch of {study.training['batch_size']} problems of {typical_length(SUITES[study.problems.suite])} tokens, {where}, {precision}, torch {torch.__version__}. FLOPs with all iterations made; memory: what a process grew by."
     out.mkdir(parents=True, exist_ok=True)
-    (out / "experiments.md").write_text(f"# What the experiments cost\n\n{head}\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n\n# A step of the optimiser\n\n{optimisers().to_markdown(index=False)}\n", encoding="utf-8")
+    (out / f"experiments-{study.study}-{DEVICE}.md").write_text(f"# What the experiments cost\n\n{head}\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n\n# A step of the optimiser\n\n{optimisers().to_markdown(index=False)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    print(json.dumps(cost(sys.argv[1]))) if len(sys.argv) > 1 else main()
+    if sys.argv[1:2] == ["--alone"]: print(json.dumps(cost(sys.argv[2])))
+    else: main(sys.argv[1:])

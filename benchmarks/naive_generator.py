@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from itertools import product
 
-from zeromodel.tasks.causal_loop import NeverSettles, Problem, Rule, canonical_hash, canonical_hashes, depths, relevant, settle
+from zeromodel.tasks.causal_loop import NeverSettles, Problem, Rule, canonical_hash, relevant, settle
 from zeromodel.tasks.suites import Suite, difficulties, splits_of
 
 

@@ -2,6 +2,7 @@
 
 Each property is a function of a model that returns an error, or several: the largest absolute difference between two ways to compute the same thing. `MUTATIONS` breaks the model in the ways
 in which such models are broken in practice and says which property notices it."""
+import os
 from itertools import combinations, product
 from pathlib import Path
 from types import MethodType, SimpleNamespace
@@ -19,22 +20,23 @@ from zeromodel.model.mla import RMSNorm
 from zeromodel.model.sizes import cache_bytes, parameter_counts, unit_parameters
 
 BAR, VOCABULARY, N = 1e-12, 23, 3
+DEVICE = os.environ.get("ZEROMODEL_TEST_DEVICE", "cpu")       # cuda: all of this on a GPU
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, kv_latent_dim=8, rope_head_dim=4, initializer_range=.3,
              use_lru=True, lru_max_iterations=N, lru_num_heads=2, lru_intermediate_size=8)
 ALL_MIXINGS = [m for n in range(4) for m in combinations(MIXINGS, n)]
-IDS = torch.randint(0, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(3))
+IDS = torch.randint(0, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(3)).to(DEVICE)
 
 
 @pytest.fixture(autouse=True)
 def inference():
     "As in evaluation and generation; halted positions are skipped only where no gradient is recorded."
-    with torch.no_grad(): yield
+    with torch.no_grad(), torch.device(DEVICE): yield
 
 
 def lively(**keys) -> DeepSeekMLAForCausalLM:
     "A model whose positions halt at different steps, its norms in float64: rounding to float32, as published models do, would hide small errors."
     torch.manual_seed(0)
-    model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**SIZES | keys)).double().eval().requires_grad_(False)
+    with torch.device("cpu"): model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(**SIZES | keys)).double().eval().requires_grad_(False).to(DEVICE)
     for norm in (m for m in model.modules() if isinstance(m, RMSNorm)): norm.forward = MethodType(torch.nn.RMSNorm.forward, norm)
     for unit in (m for m in model.modules() if isinstance(m, lru.LatentReasoningUnit)):
         torch.nn.init.normal_(unit.halting.proj.weight, std=.5)
@@ -162,7 +164,7 @@ def test_every_experiment_has_the_size_that_was_computed(name, tied):
     config = DeepSeekMLAConfig(**EXPERIMENTS[name] | {"vocab_size": 40, "tie_word_embeddings": tied})
     with torch.device("meta"): model = DeepSeekMLAForCausalLM(config)
     assert sum(parameter_counts(config).values()) == sum(p.numel() for p in model.parameters())
-    past = DeepSeekMLAForCausalLM(config)(torch.zeros(2, 5, dtype=torch.long), use_cache=True).past_key_values
+    past = DeepSeekMLAForCausalLM(config).eval()(torch.zeros(2, 5, dtype=torch.long), use_cache=True).past_key_values
     assert measured_bytes(past) == cache_bytes(config, 5, batch_size=2)
 
 

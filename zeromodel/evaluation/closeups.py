@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from .evaluator import exits, told_to_exit
+from .evaluator import exits, load, told_to_exit
 from .metrics import write_whole
 from ..model.mixing import LatentAttention
 from ..model.mla import attention_weights
@@ -58,7 +58,7 @@ def frame(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tenso
 def closeup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problem: dict[str, Any]) -> dict[str, Any]:
     "One problem, a sample of the test suite, as `model` works at it: plain values, ready for JSON."
     arrays = encode([parse(problem["text"])], tokenizer)
-    ids, labels, depth = (torch.from_numpy(arrays[k]).long() for k in ("input_ids", "labels", "query_depth"))
+    ids, labels, depth = (torch.from_numpy(arrays[k]).long().to(model.device) for k in ("input_ids", "labels", "query_depth"))
     asked = [i for i in range(labels.shape[1]) if depth[0, i] >= 0]
     places = [i - 1 for i in asked]                                    # a label is predicted one position earlier
     free, out = frame(model, tokenizer, ids, places, {})
@@ -81,7 +81,6 @@ def write_closeups(folder: Path, seeds: list[int], samples: Sequence[dict[str, A
     seed = next((s for s in seeds if (Path(folder) / str(s) / "model").exists()), None)
     found = []
     if seed is not None and format == "parallel":
-        weights = Path(folder) / str(seed) / "model"
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(weights).eval(), PreTrainedTokenizerFast.from_pretrained(weights)
+        model, tokenizer = load(Path(folder) / str(seed) / "model")
         found = [closeup(model, tokenizer, s) for s in deepest_chains(samples)]
     write_whole(Path(path), f"{json.dumps({'seed': seed, 'closeups': found})}\n".encode())

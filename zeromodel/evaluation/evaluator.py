@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['parsed', 'SAMPLE_COLUMNS', 'unit_record', 'answers', 'spoken', 'counted', 'evaluate', 'exits', 'told_to_exit',
-           'iteration_grid', 'key_of_part', 'seed_report', 'make_part', 'alone', 'each', 'evaluate_whole', 'accuracy',
-           'read_evaluation']
+           'iteration_grid', 'key_of_part', 'seed_report', 'load', 'make_part', 'alone', 'each', 'evaluate_whole',
+           'accuracy', 'read_evaluation']
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-03
 import hashlib
@@ -122,11 +122,17 @@ def seed_report(name: str, rows: pd.DataFrame, model: PreTrainedModel) -> Evalua
     return EvaluationReport(name, accuracy_metrics(rows), lru, EfficiencyMetrics(saved, kv_compression_ratio=kv_compression_ratio(cost)))
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-20
+def load(weights: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    "The model and the tokenizer of a run, on the GPU where there is one."
+    model = AutoModelForCausalLM.from_pretrained(weights).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, PreTrainedTokenizerFast.from_pretrained(weights)
+
+
 def make_part(name: str, weights: Path, samples: list[dict], format: str, forced: int, path: Path) -> dict:
     "The part at `path`, computed if it is not there or is of other weights or questions."
     key = key_of_part(weights, samples, format, forced)
     if path.exists() and (part := json.loads(path.read_text(encoding="utf-8")))["key"] == key: return part
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(weights), PreTrainedTokenizerFast.from_pretrained(weights)
+    model, tokenizer = load(weights)
     rows = answers(model, tokenizer, samples, **(told_to_exit(model.config, forced) if forced else {})) if format == "parallel" else spoken(model, tokenizer, samples, format)
     part = {"key": key, "rows": counted(rows)[[*COLUMNS, "n"]].values.tolist(), "report": None if forced else seed_report(name, rows, model).to_dict()}
     write_whole(path, json.dumps(part).encode())

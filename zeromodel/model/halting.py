@@ -97,7 +97,7 @@ class BiasedLinear(nn.Linear):
 def initialise(module: nn.Module, std: float):
     "Start one module: Gaussian weights, those of a convolution so that its output is as large as its input, the first `copies` rows as the identity, biases zero or as `BiasedLinear` says, norms one. Loaded weights are left alone."
     if isinstance(module, (nn.Linear, nn.Embedding)): init.normal_(module.weight, std=0. if getattr(module, "zero", False) else std)
-    if n := getattr(module, "copies", 0): init.copy_(module.weight, torch.cat([torch.eye(*module.weight.shape)[:n], module.weight.detach().cpu()[n:]]))
+    if n := getattr(module, "copies", 0): init.copy_(module.weight, torch.cat([torch.eye(*module.weight.shape, device=module.weight.device)[:n], module.weight.detach()[n:]]))
     if isinstance(module, nn.Conv1d): init.normal_(module.weight, std=module.kernel_size[0] ** -.5)       # depthwise: as loud as what goes in
     if isinstance(module, (nn.Linear, nn.Conv1d)) and module.bias is not None: init.constant_(module.bias, getattr(module, "initial_bias", 0.))
     if isinstance(module, nn.RMSNorm): init.ones_(module.weight)

@@ -33,7 +33,7 @@ def measure_experiments(study: str):
     import pandas as pd
     import torch
     import transformers
-    from zeromodel.evaluation.evaluator import AutoModelForCausalLM
+    from zeromodel.evaluation.evaluator import load
     from zeromodel.evaluation.speed import measure_speed
     from zeromodel.tasks.causal_loop import parse
     from zeromodel.tasks.records import read_jsonl
@@ -44,7 +44,7 @@ def measure_experiments(study: str):
         spec = read_json(report_folder(study) / "configs" / f"{name}.json")
         weights = [w for s in spec["seeds"] if (w := run_folder(study) / "train" / name / str(s) / "model").exists()]
         if not weights: continue
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(weights[0]).eval(), transformers.AutoTokenizer.from_pretrained(weights[0])
+        model, tokenizer = load(weights[0])
         arrays = encode([parse(s["text"]) for s in read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl")[:64]], tokenizer)
-        rows.append({"experiment": name} | measure_speed(model, *(torch.from_numpy(arrays[k]).long() for k in ("input_ids", "attention_mask")), repeats=9))
+        rows.append({"experiment": name} | measure_speed(model, *(torch.from_numpy(arrays[k]).long().to(model.device) for k in ("input_ids", "attention_mask")), repeats=9))
     write_atomically(report_folder(study) / "speed.csv", pd.DataFrame(rows).to_csv(index=False))

@@ -16,9 +16,8 @@ from ..tasks.causal_loop import ProblemError, parse
 # %% ../../nbs/study/watchable.ipynb #cell-05
 @cache
 def _loaded(weights: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    import zeromodel.model.causal_lm  # noqa: F401  makes the model known to transformers
-    return AutoModelForCausalLM.from_pretrained(weights).eval(), PreTrainedTokenizerFast.from_pretrained(weights)
+    from zeromodel.evaluation.evaluator import load
+    return load(weights)
 
 
 class Watchable:
