@@ -50,12 +50,12 @@ def apart(a, b) -> float: return ((a - b).norm() / b.norm()).item()
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("halts", HALTINGS)
 def test_a_gpu_computes_the_same(name, halts):
-    "Logits and gradients: float64 to rounding, float32 and bf16 mixed precision to theirs."
+    "Logits and gradients: float64 but for the float32 table of rotary angles, of which a GPU may get the last bit of a cosine differently; float32 and bf16 mixed precision to theirs."
     model = made(CONFIGS[name].model, lru_halting=halts)
     here = copy.deepcopy(model).double()
-    for norm in (m for m in here.modules() if isinstance(m, RMSNorm)): norm.forward = MethodType(torch.nn.RMSNorm.forward, norm)      # all of it in float64
+    for norm in (m for m in here.modules() if isinstance(m, RMSNorm)): norm.forward = MethodType(torch.nn.RMSNorm.forward, norm)
     exact = computed(here, batch())
-    for there, bf16, bar in ((copy.deepcopy(here), False, 1e-10), (copy.deepcopy(model), False, 1e-3), (model, True, .1)):
+    for there, bf16, bar in ((copy.deepcopy(here), False, 1e-7), (copy.deepcopy(model), False, 1e-3), (model, True, .1)):
         there.zero_grad()
         for ours, theirs in zip(computed(there.cuda(), batch(), bf16), exact, strict=True): assert apart(ours, theirs) < bar
 

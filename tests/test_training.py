@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, run
 from two_steps import two_steps
 
@@ -52,7 +53,15 @@ def study(request, tmp_path_factory):
 def test_params_are_a_ready_study_or_one_that_was_changed():
     "The committed params.yaml is `nano`, so that what a fresh clone runs is what the report shows."
     assert (ROOT / "params.yaml").read_text() == compose("nano", ROOT / "studies")
-    with pytest.raises(StudyError, match="no such study; there are micro, nano, paper"): compose("nan", ROOT / "studies")
+    with pytest.raises(StudyError, match="no such study; there are longer, micro, nano, paper, seeds"): compose("nan", ROOT / "studies")
+
+
+@pytest.mark.parametrize("name, differs", [("seeds", {"study", "seeds"}), ("longer", {"study", "seeds", "run", "problems.train", "training.steps", "training.evaluate_every", "training.halting_from"})])
+def test_studies_of_the_size_of_nano(name, differs):
+    "What is said about them is that they are `nano` but for this."
+    flat = lambda study: {f"{k}.{i}" if isinstance(v, dict) else k: w for k, v in study.items() for i, w in (v.items() if isinstance(v, dict) else [("", v)])}
+    nano, other = (flat(yaml.safe_load((ROOT / f"studies/{which}.yaml").read_text())) for which in ("nano", name))
+    assert {k for k in nano.keys() | other.keys() if nano.get(k) != other.get(k)} == differs
 
 
 def test_experiments_differ_in_what_their_names_say(study):
