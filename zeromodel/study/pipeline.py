@@ -258,11 +258,12 @@ def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
 def run_notebook(study: str, name: str):
     "Stage `analysis`: execute `nbs/analysis/NAME.ipynb` for `study`; its figures go to the report, and an executed copy."
     import papermill
+    from traitlets.config import Config
     figures = report_folder(study) / "figures" / name
     figures.mkdir(parents=True, exist_ok=True)
     executed = run_folder(study) / f"{name}.executed.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(f"nbs/analysis/{name}.ipynb", executed, {"study": study, "root": "."}, kernel_name="python3", progress_bar=False)
+    try: papermill.execute_notebook(f"nbs/analysis/{name}.ipynb", executed, {"study": study, "root": "."}, kernel_name="python3", progress_bar=False, config=Config(KernelManager={"transport": "ipc"}))
     except papermill.PapermillExecutionError as e: raise PipelineError(f"nbs/analysis/{name}.ipynb, cell {e.exec_count}: {e.ename}: {e.evalue}") from None
     write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
     executed.unlink()
