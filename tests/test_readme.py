@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import zeromodel
 from zeromodel.cli import app
+from zeromodel.study.results import by_seed, settings_of
 
 TRANSLATION = {"README.md": "README.zh-CN.md"}
 DOCUMENTS = ["README.md", "README.zh-CN.md", "INSTALL.md", "CHANGELOG.md"]
@@ -160,5 +161,11 @@ def test_site_has_the_course(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
-def test_the_verdict_in_the_text_is_that_of_the_report(name):
-    assert f"**{json.loads((ROOT / 'reports/nano/summary.json').read_text())['verdict']}**" in (ROOT / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("study", ["nano", "seeds", "longer"])
+def test_results_in_the_text_are_those_of_the_reports(name, study):
+    "The row of a study: steps, seeds, how many of them solve the deepest questions, the verdict."
+    report, main = ROOT / "reports" / study, "mla_lru_adaptive"
+    solved, verdict = (by_seed(report) >= .99).sum(), json.loads((report / "summary.json").read_text())["verdict"]
+    row = re.search(rf"^\| `{study}`[^|]*\|(.*)\|$", (ROOT / name).read_text(encoding="utf-8"), re.M)[1]
+    expected = [settings_of(report, main)["training"]["steps"], len(by_seed(report)), solved[main], solved["looped"], solved["baseline_matched"], f"**{verdict}**"]
+    assert [cell.strip() for cell in row.split("|")] == [str(x) for x in expected]
