@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LETTER_A', 'SPACE', 'COMMA', 'DOT', 'EQUALS', 'SYMBOL_BYTES', 'BEFORE_RULES', 'BEFORE_QUERY', 'QUERY', 'LAP',
-           'LETTERS', 'FIELDS', 'strings', 'lists', 'put', 'put_number', 'put_operand', 'put_rule', 'put_text',
-           'fill_texts', 'make_text', 'note_needs', 'evaluation_order', 'update_seeds', 'put_trace', 'fill_traces',
-           'make_trace', 'make_ids', 'make_hex', 'make_rules', 'table']
+           'OPERANDS', 'OPERAND_BYTES', 'OPERAND_LENGTH', 'LETTERS', 'FIELDS', 'strings', 'lists', 'put', 'put_number',
+           'put_operand', 'put_rule', 'put_text', 'fill_texts', 'make_text', 'note_needs', 'evaluation_order',
+           'update_seeds', 'put_trace', 'fill_traces', 'make_trace', 'fill_ids', 'make_ids', 'make_hex', 'make_rules',
+           'table']
 
-# %% ../../nbs/tasks/columns.ipynb #cell-03
+# %% ../../nbs/tasks/columns.ipynb #f5786e0c
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .compiled import kernel
 from .kernels import INITIAL, NUMBER, SYMBOLS, evaluate, sizes
@@ -29,7 +29,7 @@ def lists(lengths: np.ndarray, values) -> pa.ListArray:
     "A column of lists from their lengths and all values in a row."
     return pa.ListArray.from_arrays(np.concatenate([[0], lengths]).cumsum(dtype=np.int32), values)
 
-# %% ../../nbs/tasks/columns.ipynb #cell-08
+# %% ../../nbs/tasks/columns.ipynb #43a4ba33
 LETTER_A, SPACE, COMMA, DOT, EQUALS = (np.uint8(ord(c)) for c in "A ,.=")
 SYMBOL_BYTES = np.array([ord(s or " ") for s in SYMBOLS], np.uint8)
 BEFORE_RULES, BEFORE_QUERY, QUERY, LAP = (np.frombuffer(b, np.uint8) for b in (b"mod ", b"; ", b"=? ", b"| "))
@@ -55,11 +55,15 @@ def put_number(bytes_, p, n):
     return p + digits
 
 
+OPERANDS = [chr(LETTER_A + v) for v in range(NUMBER)] + [str(c) for c in range(100)]
+OPERAND_BYTES, OPERAND_LENGTH = np.array([[*o.ljust(2).encode()] for o in OPERANDS], np.uint8), np.array([len(o) for o in OPERANDS])
+
+
 @kernel
 def put_operand(bytes_, p, operand):
-    if operand >= NUMBER: return put_number(bytes_, p, operand - NUMBER)
-    bytes_[p] = LETTER_A + operand
-    return p + 1
+    "Write a letter or a number below 100. It is always two bytes, of which the second may be written over: no branch, no division."
+    bytes_[p], bytes_[p + 1] = OPERAND_BYTES[operand, 0], OPERAND_BYTES[operand, 1]
+    return p + OPERAND_LENGTH[operand]
 
 # %% ../../nbs/tasks/columns.ipynb #cell-10
 @kernel
@@ -173,10 +177,19 @@ def make_trace(rows: np.ndarray, suite: Suite, split: str) -> pa.StringArray:
     laps, v, scratch = np.where(rows["laps"] >= 0, rows["laps"], rows["tau"]) + 1, suite.num_vars, lambda n: np.zeros(n, np.int64)
     return strings(fill_traces, int(laps.sum()) * (5 * v + 2), len(rows), rows, sizes(suite, split), scratch(v + 3), scratch(v + 3), scratch(26), scratch(26))
 
-# %% ../../nbs/tasks/columns.ipynb #cell-20
+# %% ../../nbs/tasks/columns.ipynb #764a582a
+@kernel
+def fill_ids(bytes_, ends, prefix, first):
+    p = 0
+    for i in range(len(ends) - 1):
+        p, power = put(bytes_, p, prefix), 10 ** 7
+        while first + i < power and power > 1: bytes_[p], p, power = 48, p + 1, power // 10        # a leading zero
+        ends[i + 1] = p = put_number(bytes_, p, first + i)
+
+
 def make_ids(prefix: str, first: int, n: int) -> pa.StringArray:
     "`prefix` and a running number of at least eight digits."
-    return pc.binary_join_element_wise(prefix, pc.utf8_lpad(pa.array(np.arange(first, first + n)).cast(pa.string()), 8, "0"), "")
+    return strings(fill_ids, n * (len(prefix.encode()) + 20), n, np.frombuffer(prefix.encode(), np.uint8), first)
 
 
 def make_hex(hashes: np.ndarray) -> pa.StringArray:

@@ -39,7 +39,8 @@ class Level:
             alive = plentiful or [s for s in self.streams if not s.exhausted]
             if not alive: raise NotEnough(f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different problems exist in split {self.split}")
             turns = np.zeros((ceil(missing / len(alive)), len(alive)), ROW)      # a row for each turn, a column for each stream
-            counts = np.array(list(map_(Stream.put, alive, repeat(turns.ravel()), range(len(alive)), repeat(len(alive)), repeat(not plentiful))))
+            hardest_first = range(len(alive))[::-1]                              # so that no thread waits for it in the end
+            counts = np.array(list(map_(Stream.put, alive[::-1], repeat(turns.ravel()), hardest_first, repeat(len(alive)), repeat(not plentiful))))[::-1]
             new = turns.ravel() if counts.min() == len(turns) else turns[np.arange(len(turns))[:, None] < counts]
             rows = np.concatenate([rows, new]) if len(rows) else new
         self.spare = rows[n:]
