@@ -167,8 +167,8 @@ def link_backwards(states, n):
 
 # %% ../../nbs/tasks/nested_loops.ipynb #5877efe5
 @kernel
-def list_starts(states, tau, modulus):
-    "Put starts into the QUEUE that settle at lap `tau` > 0, some seed at a value that it has not had before (bit 0 of FRESH: the first seed). They lie from the first to the second number that is returned."
+def list_starts(states, seeds, tau, modulus):
+    "Put starts into the QUEUE that settle at lap `tau` > 0, some seed at a value that it has not had before (bit 0 of FRESH: the first seed). `seeds` are the values of both in every state. The starts lie from the first to the second number that is returned."
     before, beside, queue, end, fresh = states[BEFORE], states[BESIDE], states[QUEUE], states[END], states[FRESH]
     low, high = 0, list_fixed_points(states)
     if high: link_backwards(states, modulus ** 2)
@@ -177,8 +177,9 @@ def list_starts(states, tau, modulus):
         for i in range(low, high):
             y = queue[i]
             x, z = before[y], end[y]
+            first, second = seeds[0, z], seeds[1, z]
             while x != NONE:
-                seen = (x // modulus == z // modulus) | (x % modulus == z % modulus) << 1
+                seen = (seeds[0, x] == first) | (seeds[1, x] == second) << 1
                 if x != y and fresh[y] & ~seen: queue[last], end[x], fresh[x], last = x, z, fresh[y] & ~seen, last + 1
                 x = beside[x]
         low, high = high, last
@@ -192,7 +193,7 @@ def draw_settling_loop(w, tau, s, rng):
     for _ in range(CLOSINGS if length > 1 else 1):
         if length < 0 or (not s.needs_pair and has_held_out(w, 2, length + 4, s)): return -1
         fill_next(w, first, length, s)
-        low, high = list_starts(w.states, tau, s.modulus)
+        low, high = list_starts(w.states, w.table, tau, s.modulus)
         if low < high:
             start = w.states[QUEUE, low + below(rng, high - low)]
             w.state[0], w.state[1] = start // s.modulus, start % s.modulus
