@@ -29,7 +29,7 @@ def lists(lengths: np.ndarray, values) -> pa.ListArray:
     "A column of lists from their lengths and all values in a row."
     return pa.ListArray.from_arrays(np.concatenate([[0], lengths]).cumsum(dtype=np.int32), values)
 
-# %% ../../nbs/tasks/columns.ipynb #43a4ba33
+# %% ../../nbs/tasks/columns.ipynb #efaecefc
 LETTER_A, SPACE, COMMA, DOT, EQUALS = (np.uint8(ord(c)) for c in "A ,.=")
 SYMBOL_BYTES = np.array([ord(s or " ") for s in SYMBOLS], np.uint8)
 BEFORE_RULES, BEFORE_QUERY, QUERY, LAP = (np.frombuffer(b, np.uint8) for b in (b"mod ", b"; ", b"=? ", b"| "))
@@ -54,7 +54,7 @@ def put_number(bytes_, p, n):
         n //= 10
     return p + digits
 
-
+# %% ../../nbs/tasks/columns.ipynb #c00c8f27
 OPERANDS = [chr(LETTER_A + v) for v in range(NUMBER)] + [str(c) for c in range(100)]
 OPERAND_BYTES, OPERAND_LENGTH = np.array([[*o.ljust(2).encode()] for o in OPERANDS], np.uint8), np.array([len(o) for o in OPERANDS])
 
