@@ -80,7 +80,7 @@ def draw_nested_loop(w, s, rng):
     length = draw_large_loop(w, s, rng) if s.num_vars >= 11 else draw_small_loop(w, s, rng)
     return length if s.needs_pair or not has_held_out(w, 2, length + 4, s) else -1
 
-# %% ../../nbs/tasks/nested_loops.ipynb #b7a7ac07
+# %% ../../nbs/tasks/nested_loops.ipynb #6d300461
 NEXT, BEFORE, BESIDE, QUEUE, END, FRESH = range(6)      # rows of `w.states`
 CLOSINGS, NONE = 3, np.uint16(65535)
 
@@ -91,7 +91,7 @@ def rest(value, divisor, reciprocal, shift):
     quotient = np.uint16(np.uint16(np.uint32(value) * np.uint32(reciprocal) >> np.uint32(16)) >> shift)
     return np.uint8(value - np.uint16(quotient * divisor))
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #24de0aba
 @kernel
 def combine(row, left, right, operator, modulus):
     "What `operator` makes of two rows of values (uint8), all states at once; a remainder is by one number, the same for all. Nothing is looked up or divided, so that the compiler can take many values in one instruction."
@@ -125,7 +125,7 @@ def fill_next(w, first, length, s):
     first_seed, second_seed = w.table[end], w.table[end + 1]
     for x in range(len(following)): following[x] = np.uint16(first_seed[x]) * m + np.uint16(second_seed[x])
 
-# %% ../../nbs/tasks/nested_loops.ipynb #19a98f56
+# %% ../../nbs/tasks/nested_loops.ipynb #8af14478
 @kernel
 def count(row, value):
     "How often `value` is in `row` (uint16)."
@@ -141,7 +141,7 @@ def count_fixed(row):
     for x in range(len(row)): found = np.uint16(found + np.uint16(row[x] == np.uint16(x)))
     return found
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #9716b6d7
 @kernel
 def list_fixed_points(states):
     "Put the fixed points to which other states lead into the QUEUE. (State 0 stands in the padding, too, so one to which it alone leads may be among them.) Returns how many."
@@ -154,7 +154,7 @@ def list_fixed_points(states):
         x += 1
     return found
 
-
+# %% ../../nbs/tasks/nested_loops.ipynb #44ff9c25
 @kernel
 def link_backwards(states, n):
     "For every state `before` one state that leads to it, and `beside` that one the others that do, the last one first."
