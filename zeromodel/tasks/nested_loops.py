@@ -178,9 +178,9 @@ def list_starts(states, seeds, tau, modulus):
             y = queue[i]
             x, z = before[y], end[y]
             first, second = seeds[0, z], seeds[1, z]
-            while x != NONE:
+            while x != NONE:                           # a fixed point leads to itself, too, with both values seen
                 seen = (seeds[0, x] == first) | (seeds[1, x] == second) << 1
-                if x != y and fresh[y] & ~seen: queue[last], end[x], fresh[x], last = x, z, fresh[y] & ~seen, last + 1
+                if fresh[y] & ~seen: queue[last], end[x], fresh[x], last = x, z, fresh[y] & ~seen, last + 1
                 x = beside[x]
         low, high = high, last
     return low, high
