@@ -3,6 +3,8 @@ import json
 from collections.abc import Callable, Iterator
 from random import Random
 
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 
 from zeromodel.tasks.audit import AuditResult, audit, audit_folder
@@ -202,15 +204,14 @@ def test_folders(tmp_path):
     assert audit_folder(tmp_path, train_limit=10, name="short").info["train"] <= 10
 
 
-def test_parquet_is_the_same_as_jsonl(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-    for folder in ("jsonl", "parquet"): (tmp_path / folder).mkdir()
+@pytest.mark.parametrize("format, write", [("parquet", pyarrow.parquet.write_table), ("arrow", pyarrow.feather.write_feather)])
+def test_columns_are_the_same_as_jsonl(tmp_path, format, write):
+    for folder in ("jsonl", format): (tmp_path / folder).mkdir()
     for name, seed in (("train", 1), ("test", 2)):
         rs = records(idle_rule, 40, seed)
         (tmp_path / "jsonl" / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rs))
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rs), tmp_path / "parquet" / f"{name}.parquet")
-    assert audit_folder(tmp_path / "jsonl", name="x").to_json() == audit_folder(tmp_path / "parquet", name="x").to_json()
-    (tmp_path / "parquet" / "test.parquet").write_text("no")
-    with pytest.raises(AuditError, match="test.parquet: "): audit_folder(tmp_path / "parquet")
+        write(pyarrow.Table.from_pylist(rs), str(tmp_path / format / f"{name}.{format}"))
+    assert audit_folder(tmp_path / "jsonl", name="x").to_json() == audit_folder(tmp_path / format, name="x").to_json()
+    (tmp_path / format / f"test.{format}").write_text("no")
+    with pytest.raises(AuditError, match=f"test.{format}: "): audit_folder(tmp_path / format)
 

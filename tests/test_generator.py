@@ -94,7 +94,7 @@ def test_interrupted_and_started_again(tmp_path):
 def full(): resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))      # what a full disk does, at 200 kB
 
 
-@pytest.mark.parametrize("format", ["jsonl", "parquet", "verl"])
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow", "verl"])
 def test_a_full_disk(tmp_path, format):
     command = zeromodel("data", "--num-samples", "6000", "--levels", "1", "--format", format, "--out", str(tmp_path / "new"), preexec_fn=full)
     _, error = command.communicate()

@@ -123,7 +123,7 @@ def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: 
     from zeromodel.tasks.suites import RequestError
     if format not in {**WRITERS, **SCHEMAS}: raise RequestError(f"format '{format}': must be one of {', '.join([*WRITERS, *SCHEMAS])}")
     if "fields" in options and format not in WRITERS: raise RequestError(f"fields: a file of format '{format}' has fields of its own; choose them with {' or '.join(WRITERS)}")
-    sizes, end = split_sizes(splits, n), "jsonl" if format == "jsonl" else "parquet"
+    sizes, end = split_sizes(splits, n), format if format in WRITERS else "parquet"
     for split, count in sizes.items(): check_request(split, level_list(levels), count)
     with whole_files(out) as folder:
         for split, count in sizes.items(): write_split(folder / f"{split}.{end}", suite, split, level_list(levels), count, seed, format, **options)
@@ -137,9 +137,9 @@ def data(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("data"),
     suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
     seed: Annotated[int, typer.Option(help="Other problems for another seed. (The split of a problem does not depend on it.)")] = 0,
-    format: Annotated[str, typer.Option(help="jsonl, parquet; or words for a pretrained model: verl, trl, trl_plain.")] = "jsonl",
+    format: Annotated[str, typer.Option(help="jsonl, parquet, arrow; or words for a pretrained model: verl, trl, trl_plain.")] = "jsonl",
     splits: Annotated[str, typer.Option(help="Which files to write.")] = "train,validation,test",
-    fields: Annotated[str, typer.Option(help="Only these fields, such as id,text,query,answer (jsonl and parquet).")] = "",
+    fields: Annotated[str, typer.Option(help="Only these fields, such as id,text,query,answer (jsonl, parquet, arrow).")] = "",
     forward: Annotated[float, typer.Option(min=0, max=1, help="Share of problems whose rules are listed in an order in which they can be evaluated.")] = 0.,
     duplicates: Annotated[bool, typer.Option(help="Do not look for problems that ask the same.")] = False,
     threads: Annotated[Optional[int], typer.Option(min=1, help="The problems do not depend on it.")] = None,
@@ -155,7 +155,7 @@ def data(
 @app.command()
 def audit(
     suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
-    folder: Annotated[Optional[Path], typer.Option(help="Audit the files train, validation, test (.jsonl or .parquet) in this folder instead of a draw of the suite.")] = None,
+    folder: Annotated[Optional[Path], typer.Option(help="Audit the files train, validation, test (.jsonl, .parquet or .arrow) in this folder instead of a draw of the suite.")] = None,
     num_train: Annotated[int, typer.Option(min=1)] = 20_000,
     num_test: Annotated[Optional[int], typer.Option(min=10, help="Default: enough for every cell.")] = None,
     out: Annotated[Path, typer.Option(help="Where SUITE/audit.json and SUITE/audit.md go; the figures are made by 'make audit'.")] = Path("reports/audit"),

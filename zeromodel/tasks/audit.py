@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_CORRELATION', 'MARKS', 'rank_correlation', 'length_checks', 'AuditResult', 'table', 'spread', 'listed',
-           'level_tables', 'as_markdown', 'audit', 'every', 'read_jsonl', 'read_parquet', 'audit_folder', 'read_split',
+           'level_tables', 'as_markdown', 'audit', 'every', 'read_jsonl', 'read_columns', 'audit_folder', 'read_split',
            'draw_for_audit']
 
 # %% ../../nbs/tasks/audit.ipynb #cell-03
@@ -152,17 +152,16 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[dict]:
     return records
 
 
-def read_parquet(path: Path, limit: int | None = None) -> list[dict]:
-    "The records of a .parquet file without their empty fields, or about `limit` of them, evenly spaced. Raises `AuditError`."
-    from pyarrow import ArrowInvalid
-    from pyarrow.parquet import read_table
-    try: found = read_table(path)
+def read_columns(path: Path, limit: int | None = None) -> list[dict]:
+    "The records of a .parquet or .arrow file without their empty fields, or about `limit` of them, evenly spaced. Raises `AuditError`."
+    from pyarrow import ArrowInvalid, feather, parquet
+    try: found = (feather if path.suffix == ".arrow" else parquet).read_table(path)
     except ArrowInvalid as e: raise AuditError(f"{path}: {str(e).splitlines()[0]}") from None
     return [{k: v for k, v in r.items() if v is not None} for r in found.take(list(range(0, len(found), every(len(found), limit)))).to_pylist()]
 
 # %% ../../nbs/tasks/audit.ipynb #cell-20
 def audit_folder(folder: Path | str, *, train_limit: int | None = 20_000, **kwargs) -> AuditResult:
-    "Audit `folder/train`, `folder/validation` and `folder/test`, each .jsonl or .parquet; validation may be missing. Other arguments as in `audit`. Raises `AuditError`."
+    "Audit `folder/train`, `folder/validation` and `folder/test`, each .jsonl, .parquet or .arrow; validation may be missing. Other arguments as in `audit`. Raises `AuditError`."
     folder = Path(folder)
     if not folder.is_dir(): raise AuditError(f"{folder}: no such folder")
     return audit(read_split(folder, "train", train_limit), read_split(folder, "validation"), read_split(folder, "test"), **{"name": folder.name} | kwargs)
@@ -170,9 +169,9 @@ def audit_folder(folder: Path | str, *, train_limit: int | None = 20_000, **kwar
 
 def read_split(folder: Path, split: str, limit: int | None = None) -> list[dict]:
     "The records of one split in `folder`; none for a validation split that is missing. Raises `AuditError`."
-    for suffix, read in ((".jsonl", read_jsonl), (".parquet", read_parquet)):
+    for suffix, read in ((".jsonl", read_jsonl), (".parquet", read_columns), (".arrow", read_columns)):
         if (path := folder / f"{split}{suffix}").exists(): return read(path, limit)
-    if split != "validation": raise AuditError(f"{folder}: has no {split}.jsonl and no {split}.parquet")
+    if split != "validation": raise AuditError(f"{folder}: has no {split}.jsonl, .parquet or .arrow")
     return []
 
 # %% ../../nbs/tasks/audit.ipynb #draw-01
