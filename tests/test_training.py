@@ -53,7 +53,7 @@ def study(request, tmp_path_factory):
 def test_params_are_a_ready_study_or_one_that_was_changed():
     "The committed params.yaml is `nano`, so that what a fresh clone runs is what the report shows."
     assert (ROOT / "params.yaml").read_text() == compose("nano", ROOT / "studies")
-    with pytest.raises(StudyError, match="no such study; there are longer, micro, nano, paper, seeds"): compose("nan", ROOT / "studies")
+    with pytest.raises(StudyError, match="no such study; there are longer, micro, nano, paper, seeds, sizes"): compose("nan", ROOT / "studies")
 
 
 @pytest.mark.parametrize("name, differs", [("seeds", {"study", "seeds"}), ("longer", {"study", "seeds", "run", "problems.train", "training.steps", "training.evaluate_every", "training.halting_from"})])
