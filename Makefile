@@ -17,8 +17,8 @@ test: $(BIN)/.installed   ## everything that CI runs
 	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
 	@echo "== tests (pytest)" && pytest -q -n 2 --durations 20 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
 
-lab: $(BIN)/.installed    ## JupyterLab on the notebooks
-	@jupyter lab nbs
+lab: $(BIN)/.installed    ## JupyterLab on the notebooks, at the beginning of the course
+	@jupyter lab nbs --LabApp.default_url=/lab/tree/tasks/causal_loop.ipynb
 
 report: $(BIN)/.installed ## figures and page again from the runs in reports/; nothing is trained
 	@zeromodel study analyse

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run
 
 import zeromodel
 from zeromodel.cli import app
@@ -158,6 +158,28 @@ def test_site_has_the_course(monkeypatch):
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
     wanted = re.search(r"^docs = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert set(re.findall(r'"([\w-]+)"', wanted)) <= pins
+
+
+def test_the_course_goes_on():
+    "From the first notebook of the README's table to the last one before the report's, each names the next."
+    course = [ROOT / name for name in links(dict(sections(markdown("README.md")))["## The course"]) if "/analysis/" not in name]
+    said = [re.findall(r"^Next: \[[^\]]+\]\(([^)]+)\)", markdown(notebook.relative_to(ROOT).as_posix()), re.M) for notebook in course]
+    assert [[(notebook.parent / name).resolve() for name in names] for notebook, names in zip(course, said)] == [[following] for following in course[1:]] + [[]]
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "reports").glob("*/configs")), ids=lambda folder: folder.parent.name)
+def test_nothing_old_lies_in_a_report(folder):
+    "Every committed file of a study is one that a stage of the pipeline leaves, for an experiment and a seed that the study has."
+    report, spec = folder.parent, json.loads((folder / "study.json").read_text())
+    outs = set()
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        paths = [path for out in [*stage.get("outs", []), *stage.get("metrics", [])] for path in ([out] if isinstance(out, str) else out)]
+        for key, values in stage.get("matrix", {"": [""]}).items():
+            for value in spec["run"] if values == "${run}" else values: outs |= {path.replace("${study}", report.name).replace(f"${{item.{key}}}", value) for path in paths}
+    committed = [line for line in run("git", "ls-files", f"reports/{report.name}", cwd=ROOT).stdout.splitlines() if (ROOT / line).exists()]
+    assert committed and [f for f in committed if not any(f == out or f.startswith(f"{out}/") for out in outs)] == []
+    seeds = {name: {str(s) for s in json.loads((folder / f"{name}.json").read_text())["seeds"]} for name in spec["run"]}
+    assert {name: {p.name for p in (report / "runs" / name).iterdir() if p.is_dir()} for name in spec["run"]} == seeds
 
 
 @pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])

@@ -27,9 +27,9 @@ def median_interval(x: ArrayLike, confidence_level: float = 0.95) -> tuple[float
     lower, upper = (x[k - 1], x[-k]) if k else (-np.inf, np.inf)
     return float(np.median(x)), float(lower), float(upper)
 
-# %% ../../nbs/evaluation/speed.ipynb #cell-08
+# %% ../../nbs/evaluation/speed.ipynb #53384d6c
 def seconds_in_turns(calls: Mapping[str, Callable[[], object]], repeats: int = 15, warmup: int = 2) -> dict[str, np.ndarray]:
-    "Wall-clock seconds [repeats] of each of `calls`, made alternately; waits for the GPU."
+    "Wall-clock seconds [repeats] of each of `calls`, made in turns, each turn in another order, so that none always comes after the same one; waits for the GPU."
     def seconds(call):
         if torch.cuda.is_available(): torch.cuda.synchronize()
         start = time.perf_counter()
@@ -38,8 +38,9 @@ def seconds_in_turns(calls: Mapping[str, Callable[[], object]], repeats: int = 1
         return time.perf_counter() - start
     for _ in range(warmup):
         for call in calls.values(): call()
-    turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(repeats)]
-    return {name: np.array([turn[name] for turn in turns]) for name in calls}
+    names, rng = list(calls), np.random.default_rng(0)
+    turns = [{name: seconds(calls[name]) for name in rng.permutation(names)} for _ in range(repeats)]
+    return {name: np.array([turn[name] for turn in turns]) for name in names}
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'VERDICT_COLOURS', 'PAGE', 'PAPER', 'sentence', 'ratio_words', 'ratio_sentences', 'figures_of',
            'three_digits', 'facts', 'write_pdf', 'write_report']
 
-# %% ../../nbs/study/report.ipynb #cell-03
+# %% ../../nbs/study/report.ipynb #e0ee9237
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import typst
 from jinja2 import Environment
 
+from ..evaluation.equal_accuracy import two_digits
 from .results import by_seed, chance_of, experiments_of, manifests, none_if_nan, summarise
 from ..training.checkpoints import write_atomically, write_json
 
@@ -28,12 +29,14 @@ def sentence(s: dict[str, Any]) -> str:
     if r["minimum_detectable_effect"] is not None: text += f". A true difference of {r['minimum_detectable_effect']:.3f} would have been found four times out of five; less than {c['smallest_effect']:.2f} would not matter."
     return text
 
-# %% ../../nbs/study/report.ipynb #cell-08
+# %% ../../nbs/study/report.ipynb #f57611b3
 def ratio_words(r: dict[str, Any]) -> str:
     "One equal-accuracy ratio, a bound, or why it is neither."
     if r["censored"] == "<>": return "no equal-accuracy ratio, since in some seeds the largest model of the family does worse than the recurrent one, in others the smallest does better"
+    if set(r["censored_by_seed"]) == {">"}: return f"no model of the feed-forward family is as accurate in any seed; the largest has {r['ratio']:.2f} times as many as the recurrent model"
+    if set(r["censored_by_seed"]) == {"<"}: return f"the smallest model of the feed-forward family is more accurate in every seed, with {r['ratio']:.2f} times as many as the recurrent model"
     sure = f", 95% interval {r['lower']:.2f} to {r['upper']:.2f}" if not r["censored"] else {">": "; a bound, since the largest model of the family does not reach that accuracy in all seeds", "<": "; a bound, since the smallest does better in some seeds"}[r["censored"]]
-    return f"for the same accuracy the feed-forward family needs {dict([('', ''), ('>', 'more than '), ('<', 'less than ')])[r['censored']]}{r['ratio']:.2f} times as many as the recurrent model{sure}"
+    return f"for the same accuracy the feed-forward family needs {dict([('', ''), ('>', 'more than '), ('<', 'less than ')])[r['censored']]}{two_digits(r['ratio'], r['censored'])} times as many as the recurrent model{sure}"
 
 
 def ratio_sentences(s: dict[str, Any]) -> list[str]:
