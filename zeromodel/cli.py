@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'end_with_pipeline', 'train', 'evaluate', 'report', 'params', 'named', 'level_list', 'write_split',
-           'split_sizes', 'write_splits', 'data', 'audit', 'doctor']
+           'split_sizes', 'write_splits', 'data', 'audit', 'doctor', 'bench']
 
 # %% ../nbs/cli.ipynb #cell-03
 import os
@@ -173,9 +173,17 @@ def audit(
         typer.echo(result.to_markdown())
     raise typer.Exit(result.exit_status)
 
-# %% ../nbs/cli.ipynb #cell-27
+# %% ../nbs/cli.ipynb #d447400f
 @app.command()
 def doctor():
     "What this machine can do, what not, and what to do about it; exit code 1 when something must be done. Example: zeromodel doctor"
     from zeromodel.doctor import main
     raise typer.Exit(main())
+
+
+@app.command()
+def bench():
+    "Speed beside peers, all in one run, tables to reports/bench: `make bench`, which installs the peers first. Example: zeromodel bench"
+    with one_line_errors():
+        if not Path("benchmarks").is_dir(): raise FileNotFoundError("benchmarks: no such folder here; what is measured against is in the repository, not in the package")
+        raise typer.Exit(subprocess.run(["make", "bench"]).returncode)
