@@ -18,6 +18,7 @@ def plant(report: Path, accuracy: dict[str, list[float | str]], models: dict[str
     "`accuracy`: for each experiment a value for each seed, or 'failed' or 'missing'; `models`: keys over a tiny baseline. No checkpoint, no data."
     study = {"run": list(accuracy), "suite": "nano", "modulus": 5, "num_names": 6, "length": 40, "contrast": {"control": contrast[0], "treatment": contrast[1], "smallest_effect": .05}}
     write_json(report / "configs/study.json", study)
+    write_json(report / "configs/problems.json", {"levels": {"1": 1.0}, "forward": 1.0})
     for name, values in accuracy.items():
         write_json(report / f"configs/{name}.json", {"seeds": seeds or list(range(len(values))), "config": {"model": TINY | (models or {}).get(name, {}), "training": {"steps": 9, "batch_size": 8}}})
         rows, reports = [], {}

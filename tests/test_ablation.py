@@ -84,7 +84,7 @@ def test_dry_run_of_nothing_lists_everything_and_writes_nothing(tmp_path, ablati
 
 
 def test_what_is_there_is_kept_and_what_failed_is_shown(finished, trained, ablation):
-    assert "mla_only/0 failed: the loss is" in trained[1] and "Verdict:" in trained[1] and "max_t" in trained[1]
+    assert "mla_only/0 failed: the loss is" in trained[1] and "Verdict:" in trained[1] and "(holm)" in trained[1]
     before, every = files(finished), ("--dry-run", "--experiments", "baseline,mla_lru_adaptive,mla_only")
     found = plan(ablation(finished, *every))
     assert {name for name, (what, _) in found.items() if what == "train"} == {"baseline/1", "mla_lru_adaptive/1", "mla_only/1"}

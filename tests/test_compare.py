@@ -80,7 +80,7 @@ def test_tables_and_report_from_a_copy_alone(tmp_path):
     latex = run("zeromodel", "ablation", "--report-only", "--results-dir", "../copied", "--latex", **env).stdout
     assert latex.startswith(r"\begin{tabular}") and r"base\_line" in latex and r"50\%\&more" in latex and r"\bottomrule" in latex
     said = run("zeromodel", "ablation", "--report-only", "--results-dir", "../copied", "--output-dir", "out", **env).stdout
-    assert "max_t" in said and "supported" in said and "50%&amp;more" in (tmp_path / "empty/out/index.html").read_text()
+    assert "(holm)" in said and "supported" in said and "50%&amp;more" in (tmp_path / "empty/out/index.html").read_text()
     assert (tmp_path / "empty/out/ablation.tex").read_text() == latex
     assert conclude(tmp_path / "copied")["tex"] == latex
     done = run("zeromodel", "ablation", "--report-only", "--results-dir", "nowhere", check=False, **env)

@@ -62,6 +62,13 @@ def test_many_comparisons_are_adjusted(tmp_path):
     assert set(family.index) == {"a", *others} and (family.p_adjusted >= family.p_value - 1e-12).all()
 
 
+@pytest.mark.parametrize("seeds, failed, correction", [(6, 0, "max_t"), (6, 1, "holm"), (3, 0, "holm"), (8, 1, "max_t")])
+def test_max_t_only_where_it_can_decide(tmp_path, seeds, failed, correction):
+    values = ["failed"] * failed + [.8 + .001 * s for s in range(seeds - failed)]
+    family = comparisons(plant(tmp_path / "r", {"a": [.5] * seeds, "b": values}, {"b": UNIT}))
+    assert family.correction == correction and family.to_dataframe().verdict["a"] == "not supported" and family.to_dataframe().p_adjusted["a"] <= .05
+
+
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory) -> Path:
     "A planted study with all its figures, made by the notebooks through papermill."

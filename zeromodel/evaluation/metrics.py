@@ -55,7 +55,7 @@ def accuracy_metrics(table: pd.DataFrame) -> AccuracyMetrics:
     by = [{int(k): float(v) for k, v in accuracy(table, [key]).items()} if key in table and total else {} for key in ("level", "num_vars", "num_steps", "depth", "tau")]
     return AccuracyMetrics(float((table.correct * n).sum() / total) if total else NAN, *by, total)
 
-# %% ../../nbs/evaluation/metrics.ipynb #cell-09
+# %% ../../nbs/evaluation/metrics.ipynb #786193c2
 @dataclass
 class LRUMetrics:
     "What the latent reasoning units did, a unit and a question at a time; NaN where it is not known."
@@ -75,7 +75,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 def lru_metrics(table: pd.DataFrame, max_iterations: int, num_units: int = 1) -> LRUMetrics:
     "From rows of answers or rows counted in `n`; `iterations`: of all `num_units` units (in all loops) together; `ponder_cost`, `convergence_ratio`: averaged over them."
-    if "n" in table: table = table.loc[table.index.repeat(table.n)]
+    if "n" in table: table = (table := table.reset_index(drop=True)).loc[table.index.repeat(table.n)]
     if "iterations" not in table or not len(table) or not num_units: return LRUMetrics(*[NAN] * 6, {})
     mine = table.iterations / num_units
     mean = lambda key: float(table[key].mean()) if key in table else NAN

@@ -27,19 +27,20 @@ from .tables import booktabs, latex_escape
 _all_ = ["crossed_bootstrap", "crossed_t_interval", "variance_components", "EqualAccuracyRatio", "equal_accuracy_ratio", "BootstrapResult", "bootstrap_ci", "t_interval", "max_t",
          "multiple_comparison_correction", "PairedResult", "paired_comparison", "sign_flip_p", "wilcoxon_p", "minimum_detectable_effect", "power_analysis", "power_curve"]
 
-# %% ../../nbs/evaluation/statistical_tests.ipynb #cell-06
+# %% ../../nbs/evaluation/statistical_tests.ipynb #00441965
 def verdict(r: PairedResult, smallest_effect: float) -> str:
-    "`supported`, `not supported` or `underpowered`: is b better than a by an amount that matters?"
+    "`supported`: b is significantly better than a. `not supported`: significantly worse, or an interval wholly below `smallest_effect`. Otherwise `underpowered`."
     if r.significant: return "supported" if r.difference > 0 else "not supported"
     excluded = r.upper < smallest_effect and not r.degenerate and not np.isnan(r.p_value)
     return "not supported" if excluded else "underpowered"
 
-# %% ../../nbs/evaluation/statistical_tests.ipynb #cell-09
+# %% ../../nbs/evaluation/statistical_tests.ipynb #11301df2
 def explain(r: PairedResult, smallest_effect: float) -> str:
     "The verdict in a sentence with its numbers."
     v = verdict(r, smallest_effect)
     size = f"{abs(r.difference):.3f} {'better' if r.difference > 0 else 'worse'}" if np.isfinite(r.difference) else "no complete pair"
-    if r.significant or np.isnan(r.minimum_detectable_effect): detail = size
+    if r.significant and 0 < r.upper < smallest_effect: detail = f"{size}, which is surely less than the {smallest_effect:g} that would matter"
+    elif r.significant or np.isnan(r.minimum_detectable_effect): detail = size
     elif v == "not supported": detail = f"a gain of {smallest_effect:g} or more is outside the interval"
     elif r.lower > 0: detail = f"{size}, but {r.n} seeds cannot make that significant here"
     else: detail = f"{r.n} seeds find a true difference of {r.minimum_detectable_effect:.3f} with a power of 80%, not a smaller one"

@@ -6,7 +6,7 @@
 __all__ = ['Progress', 'ends', 'rows', 'table_of', 'shown', 'evaluate_cells', 'gather', 'copy_cells', 'conclude', 'train_cells',
            'ablate']
 
-# %% ../../nbs/study/ablation.ipynb #cell-03
+# %% ../../nbs/study/ablation.ipynb #9cfe364b
 import heapq
 import shutil
 import time
@@ -25,9 +25,9 @@ from .cells import Cell, begun, cells_of, choose, declare, duration, estimates, 
 from ..evaluation.counts import write_evaluation
 from .compare import deepest, results_folder
 from .measure import evaluate_experiment
-from .pipeline import STAGE_CODE, check_benchmark, prepared, processes, report_folder, write_configs, write_problems
+from .pipeline import check_benchmark, prepared, processes, report_folder, stage_code, write_configs, write_problems
 from .results import comparisons
-from ..training.checkpoints import code_of, key_of, read_json, write_atomically
+from ..training.checkpoints import key_of, read_json, write_atomically
 
 # %% ../../nbs/study/ablation.ipynb #cell-06
 class Progress:
@@ -101,14 +101,14 @@ def shown(p: Progress, console: Console) -> Iterator[Callable[[], None]]:
             console.print(f"{p.training[i].name} {status}; {len(said)} of {len(p.training)} cells, {duration(None if None in until else max(until))} left", highlight=False, markup=False, soft_wrap=True)
     yield lines
 
-# %% ../../nbs/study/ablation.ipynb #cell-11
+# %% ../../nbs/study/ablation.ipynb #11dcc390
 def evaluate_cells(record: dict[str, Any], experiment: str, cells: list[Cell]):
     "The answers of one experiment, made again if its cells are not those that they were made from."
     file = report_folder(cells[0].study) / "evaluation" / f"{experiment}.json"
     finished = [c for c in cells if c.experiment == experiment and manifest(c).get("status") == "finished"]
     here = [c.seed for c in finished if state(c) == "finished"]
     elsewhere = [c.seed for c in finished if c.seed not in here]
-    made = lambda: key_of([c.key for c in finished], here, code_of(*STAGE_CODE["evaluate"]), file.read_text(encoding="utf-8"))
+    made = lambda: key_of([c.key for c in finished], here, stage_code("evaluate"), file.read_text(encoding="utf-8"))
     if file.exists() and record["evaluated"].get(experiment) == made(): return
     before = read_json(file) if file.exists() else {"rows": [], "reports": {}}
     if here or not file.exists(): evaluate_experiment(cells[0].study, experiment)

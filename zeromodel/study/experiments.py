@@ -7,7 +7,7 @@ __all__ = ['MODEL_KEYS', 'Problems', 'Match', 'Experiment', 'Contrast', 'Study',
            'build', 'merge', 'vocab_size', 'model_config', 'own_model', 'solved', 'resolve', 'origins', 'read_study',
            'compose']
 
-# %% ../../nbs/study/experiments.ipynb #a68f4554
+# %% ../../nbs/study/experiments.ipynb #7765adde
 import difflib
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..evaluation.param_counter import count_flops, count_parameters, match_sizes
 from ..model.parts import ModelSizes, check, check_choice, check_positive
-from ..tasks.suites import LEVELS, SUITES
+from ..tasks.suites import LEVELS, SUITES, difficulties
 from ..tasks.tokens import typical_length, vocabulary
 from ..training.settings import RunConfig, TrainingConfig
 
@@ -41,7 +41,10 @@ class Problems:
         check(all(w > 0 for w in self.levels.values()), "levels", self.levels, "proportions must be positive")
         check(0 <= self.forward <= 1, "forward", self.forward, "must lie in [0, 1]")
 
-# %% ../../nbs/study/experiments.ipynb #cell-07
+# %% ../../nbs/study/experiments.ipynb #9f3c667d
+MODEL_KEYS = {f.name: f.type for f in fields(ModelSizes) if f.name != "vocab_size"}
+
+
 @dataclass
 class Match:
     "Solve for sizes, the coarse one first, so that the model costs as much as another experiment's: parameters within 1%, or FLOPs for a token of training within 2%. Raises `ValueError`."
@@ -49,7 +52,9 @@ class Match:
     flops_of: str | None = None
     keys: list[str] = field(default_factory=lambda: ["intermediate_size"])
 
-    def __post_init__(self): check((self.parameters_of is None) != (self.flops_of is None), "parameters_of, flops_of", (self.parameters_of, self.flops_of), "give exactly one of them")
+    def __post_init__(self):
+        check(bool(self.keys) and set(self.keys) <= set(MODEL_KEYS), "keys", self.keys, "must name sizes of the model, at least one")
+        check((self.parameters_of is None) != (self.flops_of is None), "parameters_of, flops_of", (self.parameters_of, self.flops_of), "give exactly one of them")
 
     @property
     def other(self) -> str: return self.parameters_of or self.flops_of
@@ -63,7 +68,7 @@ class Experiment:
     scale: dict[str, float] = field(default_factory=dict)
     match: Match | None = None
 
-# %% ../../nbs/study/experiments.ipynb #cell-09
+# %% ../../nbs/study/experiments.ipynb #5d052f1d
 @dataclass
 class Contrast:
     "The question of the study: is `treatment` better than `control` at the deepest trained depth?"
@@ -71,7 +76,9 @@ class Contrast:
     treatment: str
     smallest_effect: float = 0.05
 
-# %% ../../nbs/study/experiments.ipynb #68f3f6ee
+    def __post_init__(self): check(0 <= self.smallest_effect < float("inf"), "smallest_effect", self.smallest_effect, "must be at least 0")
+
+# %% ../../nbs/study/experiments.ipynb #972a2190
 @dataclass
 class Study:
     "The content of `params.yaml`. Raises `ValueError`."
@@ -89,6 +96,7 @@ class Study:
         check(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0, "seeds", self.seeds, "must be different whole numbers of at least 0")
         check(bool(self.run) and len(set(self.run)) == len(self.run), "run", self.run, "must name at least one experiment, each once")
         for name in self.run: check_choice("run", name, tuple(self.experiments))
+        for name in self.experiments: check(bool(re.fullmatch("[A-Za-z0-9_-]+", name)) and name not in ("study", "problems"), "experiments", name, "must be made of letters, digits, _ and -, and be neither study nor problems: it names files")
         for role in ("control", "treatment"): check_choice(f"contrast.{role}", getattr(self.contrast, role), tuple(self.run))
         check(self.contrast.control != self.contrast.treatment, "contrast.treatment", self.contrast.treatment, "must be another experiment than contrast.control")
         for name, experiment in self.experiments.items():
@@ -137,10 +145,7 @@ def merge(base: dict, changes: dict) -> dict:
     "`base` with `changes` laid over it, nested keys one by one."
     return base | {k: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()}
 
-# %% ../../nbs/study/experiments.ipynb #9c509890
-MODEL_KEYS = {f.name: f.type for f in fields(ModelSizes) if f.name != "vocab_size"}
-
-
+# %% ../../nbs/study/experiments.ipynb #a0578817
 def vocab_size(study: Study) -> int: return len(vocabulary((suite := SUITES[study.problems.suite]).modulus, suite.num_names))
 
 
@@ -154,13 +159,14 @@ def model_config(study: Study, name: str, model: dict[str, Any]) -> ModelSizes:
     try: return ModelSizes(vocab_size=vocab_size(study), **model)
     except ValueError as e: raise StudyError(where(str(e).partition("=")[0]) + str(e)) from None
 
-# %% ../../nbs/study/experiments.ipynb #cell-17
+# %% ../../nbs/study/experiments.ipynb #a9ef4715
 def own_model(study: Study, name: str) -> dict[str, Any]:
     "The keys of the model of experiment `name` before anything is solved for. Raises `StudyError`."
     e = study.experiments[name]
     model = merge(study.model, e.model)
     for key, factor in e.scale.items():
         if not isinstance(model.get(key), int): raise StudyError(f"experiments.{name}.scale.{key}: not a size that the study's model has")
+        if not 0 < factor < float("inf"): raise StudyError(f"experiments.{name}.scale.{key}={factor}: must be positive and finite")
         model[key] = round(factor * model[key])
     return model
 
@@ -179,7 +185,10 @@ def resolve(study: Study, name: str) -> RunConfig:
     "The full configuration of experiment `name`. Raises `StudyError`."
     changes, model = study.experiments[name].training, own_model(study, name)
     model_config(study, name, model)
-    training = build(TrainingConfig, merge(study.training, changes), f"experiments.{name}.training" if changes else "training")
+    training = build(TrainingConfig, merge(study.training, changes), where := f"experiments.{name}.training" if changes else "training")
+    if training.batch_size > study.problems.train: raise StudyError(f"{where}.batch_size={training.batch_size}: there are only {study.problems.train} training problems (problems.train)")
+    shallowest = min(d for level in study.problems.levels for d in (difficulties(SUITES[study.problems.suite], level) if level in (1, 3) else [1]))
+    if training.curriculum and SUITES[study.problems.suite].query == "one" and training.curriculum.start < shallowest: raise StudyError(f"{where}.curriculum.start={training.curriculum.start}: the shallowest question has depth {shallowest}, there would be nothing to learn from")
     return RunConfig(study.study, name, study.problems.suite, model | solved(study, name, model), training)
 
 # %% ../../nbs/study/experiments.ipynb #cell-19
@@ -196,13 +205,13 @@ def origins(study: Study, name: str) -> dict[str, tuple[Any, str]]:
     walk("training", asdict(run.training), study.training, e.training)
     return found
 
-# %% ../../nbs/study/experiments.ipynb #cell-20
+# %% ../../nbs/study/experiments.ipynb #db153e54
 def read_study(path: Path = Path("params.yaml")) -> tuple[Study, dict[str, RunConfig]]:
     "The study in `path` and the resolved configuration of every experiment that it runs; `experiments` may be in the file of that name beside it. Raises `StudyError`."
     shared = Path(path).with_name("experiments.yaml")
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "experiments" not in data and shared.exists(): data |= yaml.safe_load(shared.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "experiments" not in data and shared.exists(): data |= yaml.safe_load(shared.read_text(encoding="utf-8")) or {}
     except FileNotFoundError: raise StudyError(f"{path}: no such file; run from the root of the repository") from None
     except yaml.YAMLError as e: raise StudyError(f"{path}: not YAML: {' '.join(str(e).split())}") from None
     study = build(Study, data)

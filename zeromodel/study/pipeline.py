@@ -8,7 +8,7 @@ __all__ = ['STAGE_CODE', 'STAGE_FUNCTIONS', 'Job', 'PipelineError', 'study_name'
            'train_seed', 'worker', 'processes', 'side_by_side', 'unfinished', 'train_experiments', 'nearest',
            'experiments_named', 'prepared', 'normalised', 'run_notebook', 'make_benchmark', 'check_benchmark']
 
-# %% ../../nbs/study/pipeline.ipynb #cc8f996d
+# %% ../../nbs/study/pipeline.ipynb #6cfc0e39
 import difflib
 import hashlib
 import inspect
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import code_of, die_with_parent, ended, key_of, provenance, read_json, without_docstrings, write_atomically, write_json
 
-# %% ../../nbs/study/pipeline.ipynb #b793bc72
+# %% ../../nbs/study/pipeline.ipynb #0dffd771
 class PipelineError(RuntimeError):
     "Something that the user can mend; the message says how."
 
@@ -47,20 +48,23 @@ def report_folder(study: str) -> Path: return Path("reports") / study     # numb
 
 STAGE_CODE = {      # what each stage runs
     "configs": ("zeromodel.study.experiments",),
-    "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens"),
+    "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens", "zeromodel.tasks.answers"),
     "train": ("zeromodel.training.runs",),
     "evaluate": ("zeromodel.evaluation.evaluator", "zeromodel.evaluation.closeups", "zeromodel.evaluation.speed"),
     "report": ("zeromodel.study.report", "zeromodel.study.figures", "zeromodel.study.pictures"),
 }
 
 
-STAGE_FUNCTIONS = {"configs": ("write_configs", "formats_of"), "problems": ("write_problems", "encoded")}      # and what of this module
+STAGE_FUNCTIONS = {      # and what of modules that do many things
+    "configs": {"zeromodel.study.pipeline": ("write_configs", "formats_of")}, "problems": {"zeromodel.study.pipeline": ("write_problems", "encoded")},
+    "evaluate": {"zeromodel.study.measure": ("evaluate_experiment", "measure_experiments")},
+}
 
 
 def stage_code(stage: str) -> str:
     "All code that `stage` runs."
-    import zeromodel.study.pipeline as here
-    return "\n\n".join([code_of(*STAGE_CODE[stage]), *(without_docstrings(inspect.getsource(getattr(here, name))) for name in STAGE_FUNCTIONS.get(stage, ()))])
+    functions = [getattr(import_module(module), name) for module, names in STAGE_FUNCTIONS.get(stage, {}).items() for name in names]
+    return "\n\n".join([code_of(*STAGE_CODE[stage]), *(without_docstrings(inspect.getsource(function)) for function in functions)])
 
 
 def write_code():
@@ -188,7 +192,7 @@ def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float 
     if dead := [f"{config['experiment']}/{seed}" for (config, seed, _), (state, *_) in zip(jobs, now) if state == "died"]:
         raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
 
-# %% ../../nbs/study/pipeline.ipynb #d5feba02
+# %% ../../nbs/study/pipeline.ipynb #648878e3
 def unfinished(study: str, jobs: list[Job]) -> list[Job]:
     "Those of `jobs` of which something is left to do; answered without loading torch."
     origin = {problems: provenance({}, 0, problems) for problems in {problems for *_, problems in jobs}}
@@ -202,8 +206,11 @@ def train_experiments(study: str, experiments: list[str], seeds: list[int] | Non
     "Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side. Returns the manifests of those that have ended. `limits`: of `side_by_side`."
     seeds = seeds or read_json(report_folder(study) / "configs" / f"{experiments[0]}.json")["seeds"]
     jobs = [(config, seed, problems) for config, problems in (prepared(study, e, base_model) for e in experiments) for seed in seeds]
-    if "WORLD_SIZE" in os.environ: return [train_seed(*job, [0, 0]) for job in jobs]
-    if left := unfinished(study, jobs):
+    left = unfinished(study, jobs)
+    if "WORLD_SIZE" in os.environ:                     # all processes of a run see the same, since none can train before the others are there
+        for job in left: train_seed(*job, [0, 0])
+        if int(os.environ["RANK"]): return []
+    elif left:
         import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
         side_by_side(left, **limits)
     files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
@@ -224,7 +231,7 @@ def experiments_named(study: str, names: list[str]) -> list[str]:
         if name not in (*known, "all"): raise PipelineError(f"{name}: no such experiment in study {study}; {nearest(name, known, 'it runs')}")
     return known if "all" in names else names
 
-# %% ../../nbs/study/pipeline.ipynb #dee7e59a
+# %% ../../nbs/study/pipeline.ipynb #2d8daccf
 def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[str, Any], Path]:
     "The configuration of a run, and its problems; with a base model in words and in the tokens of that model. Raises `PipelineError` when there are none."
     from zeromodel.study.experiments import build, read_study
@@ -238,7 +245,7 @@ def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[
     from zeromodel.training.settings import RunConfig
     training, whole = config["training"] | {"format": "words"}, read_study()[0]
     config = config | {"experiment": f"{experiment}-{Path(base_model).name}", "training": training, "base_model": base_model}
-    p, file = whole.problems, file.with_name(f"words-{key_of(asdict(whole.problems), base_model, training['steps'], training['batch_size'])}.npz")
+    p, file = whole.problems, file.with_name(f"words-{key_of(asdict(whole.problems), base_model, training['steps'], training['batch_size'], stage_code('problems'))}.npz")
     if not file.exists():
         tokenizer, seen = tokenizer_of(build(RunConfig, config)), min(p.train, training["steps"] * training["batch_size"])
         save_arrays(file, encoded(whole, "train", seen, tokenizer, ["words"]) | encoded(whole, "validation", p.validation, tokenizer, ["words"]))

@@ -131,7 +131,7 @@ def equal_accuracy(report: Path, unit: str, treatment: str | None = None) -> Equ
     try: return equal_accuracy_ratio(cost[family], scores[family], cost[treatment], scores[treatment])
     except ValueError: return None
 
-# %% ../../nbs/study/results.ipynb #fed9485c
+# %% ../../nbs/study/results.ipynb #4b0b3b9a
 def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
     "Accuracy at `depth` (default: the deepest that was trained), a row for each seed, a column for each experiment, NaN where a run failed or is missing."
     experiments = experiments_of(report)
@@ -139,10 +139,12 @@ def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
 
 
 def comparisons(report: Path, role: str = "treatment") -> StatisticalReport:
-    "All experiments against one of the contrast (the `treatment`, which is the main one, or the `control`), adjusted for their number: by max-T, or, with fewer than six seeds, of which no sign flip can be significant, by Holm."
+    "All experiments against one of the contrast (the `treatment`, which is the main one, or the `control`), adjusted for their number: by max-T, or, where some have fewer than six pairs, of which no sign flip can be significant, by Holm."
     scores, contrast = by_seed(report), study_of(report)["contrast"]
-    family = StatisticalReport(scores[contrast[role]], contrast[role], correction="max_t" if len(scores) > 5 else "holm", smallest_effect=contrast["smallest_effect"])
-    for name in scores.columns.drop(contrast[role]): family.add_comparison(name, scores[name])
+    others = scores.columns.drop(contrast[role])
+    pairs = [n for name in others if (n := len(scores[[contrast[role], name]].dropna()))]
+    family = StatisticalReport(scores[contrast[role]], contrast[role], correction="max_t" if min(pairs, default=0) > 5 else "holm", smallest_effect=contrast["smallest_effect"])
+    for name in others: family.add_comparison(name, scores[name])
     return family
 
 # %% ../../nbs/study/results.ipynb #cell-31
