@@ -15,7 +15,8 @@ from conftest import ROOT, run
 
 import zeromodel
 from zeromodel.cli import app
-from zeromodel.study.results import by_seed, settings_of
+from zeromodel.evaluation.statistical_tests import paired_comparison
+from zeromodel.study.results import by_seed, costs, experiments_of, settings_of
 
 TRANSLATION = {"README.md": "README.zh-CN.md"}
 DOCUMENTS = ["README.md", "README.zh-CN.md", "INSTALL.md", "CHANGELOG.md"]
@@ -191,3 +192,16 @@ def test_results_in_the_text_are_those_of_the_reports(name, study):
     row = re.search(rf"^\| `{study}`[^|]*\|(.*)\|$", (ROOT / name).read_text(encoding="utf-8"), re.M)[1]
     expected = [settings_of(report, main)["training"]["steps"], len(by_seed(report)), solved[main], solved["looped"], solved["baseline_matched"], f"**{verdict}**"]
     assert [cell.strip() for cell in row.split("|")] == [str(x) for x in expected]
+
+
+@pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
+def test_larger_plain_models_in_the_text_are_those_of_the_report(name):
+    "Parameters, operations relative to the main model, mean accuracy and how many seeds solve it; and the three claims below the table."
+    report, main = ROOT / "reports/sizes", "mla_lru_adaptive"
+    cost, scores = costs(report, experiments_of(report)), by_seed(report)
+    rows = re.findall(r"^\| `(\w+)`[，,][^|]*\| ([\d,]+) \| ([\d.]+) \| (\.\d\d) \| (\d) (?:of|/) (\d) \|$", (ROOT / name).read_text(encoding="utf-8"), re.M)
+    expected = [(n, f"{cost.parameters[n]:,}", f"{cost.flops[n] / cost.flops[main]:.2f}" if n != main else "1", f"{scores[n].mean():.2f}".lstrip("0"), str((scores[n] >= .99).sum()), str(len(scores))) for n, *_ in rows]
+    assert rows == expected and {n for n, *_ in rows} == set(experiments_of(report)) - {"baseline"}
+    deep = paired_comparison(scores.baseline_deep, scores[main])
+    assert not deep.significant and f"{cost.parameters.baseline_deep / cost.parameters[main]:.1f}" == "2.2" and json.loads((report / "summary.json").read_text())["verdict"] == "supported"
+    assert (scores[main] < .3).sum() == 1

@@ -131,7 +131,7 @@ def write_problems(params: Path = Path("params.yaml"), known: bool = False, fold
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
-# %% ../../nbs/study/pipeline.ipynb #8d6f1336
+# %% ../../nbs/study/pipeline.ipynb #45725d78
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
@@ -154,6 +154,7 @@ def worker(*args):
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")                # of several devices the Trainer would give each a whole batch; --gpus shares it out
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False       # costs a twelfth of the time, and nothing here reads what it has not written
