@@ -21,7 +21,7 @@ from ..training.checkpoints import write_atomically
 
 # %% ../../nbs/study/figures.ipynb #d596d08d
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#999933"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "h"]
 
 
 def use_style():
