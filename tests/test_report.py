@@ -42,13 +42,15 @@ def test_verdict_follows_from_the_numbers(tmp_path, control, treatment, verdict,
     ({"a": [.4, .41, .4], "wide": [.6, .61, .6], "wider": [.8, .81, .8]}, [.7, .7, .71], ""),
     ({"a": [.4, .41, .4], "wide": [.6, .61, .6], "wider": [.8, .81, .8]}, [.9, .92, .95], ">"),
     ({"a": [.4, .41, .4], "wide": [.6, .61, .6], "wider": [.8, .81, .8]}, [.3, .2, .25], "<"),
+    ({"a": [.4, .41, .4], "wide": [.6, .61, .6], "wider": [.8, .81, .8]}, [.7, .92, .95], ">"),
     ({"a": [.4, .41, .4], "wide": [.6, "failed", .6], "wider": [.8, .81, "missing"]}, [.5, .5, .5], ""),
 ])
 def test_equal_accuracy_is_a_ratio_or_a_bound(tmp_path, family, recurrent, censored):
     report = plant(tmp_path / "r", family | {"b": recurrent}, WIDTHS)
     r, s = equal_accuracy(report, "parameters"), write_report(report)
     assert r.censored == censored and s["equal_accuracy"]["parameters"]["ratio"] == pytest.approx(r.ratio)
-    assert ("a bound" in (report / "index.html").read_text()) == bool(censored)
+    words = {"no model of the feed-forward family is as accurate": r.all_beyond and censored == ">", "is more accurate in every seed": r.all_beyond and censored == "<", "a bound": bool(censored) and not r.all_beyond}
+    for said, expected in words.items(): assert (said in (report / "index.html").read_text()) == expected, said
 
 
 def test_no_ratio_without_a_family(tmp_path):

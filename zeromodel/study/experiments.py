@@ -159,7 +159,7 @@ def model_config(study: Study, name: str, model: dict[str, Any]) -> ModelSizes:
     try: return ModelSizes(vocab_size=vocab_size(study), **model)
     except ValueError as e: raise StudyError(where(str(e).partition("=")[0]) + str(e)) from None
 
-# %% ../../nbs/study/experiments.ipynb #a9ef4715
+# %% ../../nbs/study/experiments.ipynb #674b7e54
 def own_model(study: Study, name: str) -> dict[str, Any]:
     "The keys of the model of experiment `name` before anything is solved for. Raises `StudyError`."
     e = study.experiments[name]
@@ -170,7 +170,7 @@ def own_model(study: Study, name: str) -> dict[str, Any]:
         model[key] = round(factor * model[key])
     return model
 
-
+# %% ../../nbs/study/experiments.ipynb #dafdafbf
 def solved(study: Study, name: str, model: dict[str, Any]) -> dict[str, int]:
     "The sizes that experiment `name` solves for. Raises `StudyError`."
     match = study.experiments[name].match

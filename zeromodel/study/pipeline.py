@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import code_of, die_with_parent, ended, key_of, provenance, read_json, without_docstrings, write_atomically, write_json
 
-# %% ../../nbs/study/pipeline.ipynb #0dffd771
+# %% ../../nbs/study/pipeline.ipynb #09471c91
 class PipelineError(RuntimeError):
     "Something that the user can mend; the message says how."
 
@@ -45,7 +45,7 @@ def study_name() -> str:
 def run_folder(study: str) -> Path: return Path("runs") / study           # weights and problems: DVC's cache
 def report_folder(study: str) -> Path: return Path("reports") / study     # numbers and pictures: git
 
-
+# %% ../../nbs/study/pipeline.ipynb #8486eb25
 STAGE_CODE = {      # what each stage runs
     "configs": ("zeromodel.study.experiments",),
     "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens", "zeromodel.tasks.answers"),
@@ -55,15 +55,12 @@ STAGE_CODE = {      # what each stage runs
 }
 
 
-STAGE_FUNCTIONS = {      # and what of modules that do many things
-    "configs": {"zeromodel.study.pipeline": ("write_configs", "formats_of")}, "problems": {"zeromodel.study.pipeline": ("write_problems", "encoded")},
-    "evaluate": {"zeromodel.study.measure": ("evaluate_experiment", "measure_experiments")},
-}
+STAGE_FUNCTIONS = {"configs": ("pipeline.write_configs", "pipeline.formats_of"), "problems": ("pipeline.write_problems", "pipeline.encoded"), "evaluate": ("measure.evaluate_experiment", "measure.measure_experiments")}      # and what of modules beside this one
 
 
 def stage_code(stage: str) -> str:
     "All code that `stage` runs."
-    functions = [getattr(import_module(module), name) for module, names in STAGE_FUNCTIONS.get(stage, {}).items() for name in names]
+    functions = [getattr(import_module(f"zeromodel.study.{module}"), name) for module, _, name in (f.partition(".") for f in STAGE_FUNCTIONS.get(stage, ()))]
     return "\n\n".join([code_of(*STAGE_CODE[stage]), *(without_docstrings(inspect.getsource(function)) for function in functions)])
 
 
@@ -131,7 +128,7 @@ def write_problems(params: Path = Path("params.yaml"), known: bool = False, fold
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
-# %% ../../nbs/study/pipeline.ipynb #45725d78
+# %% ../../nbs/study/pipeline.ipynb #e8bca660
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
     "Train one seed; `done`: shared step and accuracy, kept up to date."
     import transformers
@@ -154,8 +151,7 @@ def worker(*args):
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")                # of several devices the Trainer would give each a whole batch; --gpus shares it out
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.update({"CUDA_VISIBLE_DEVICES": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | dict(os.environ))      # of several devices the Trainer would give each a whole batch
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False       # costs a twelfth of the time, and nothing here reads what it has not written
     train_seed(*args)
