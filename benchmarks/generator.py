@@ -100,7 +100,7 @@ def as_markdown(rows: list[dict], memory: dict[int, float]) -> str:
     lines = [f"Samples a second, best of three, written to disk (parquet unless it says otherwise) without duplicates by canonical hash, two threads unless it says otherwise; {machine()}.", "", "| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     lines += ["| " + " | ".join(cell(r.get(c)) for c in columns) + " |" for r in rows]
     ratio = rows[0]["text"] / max(r["text"] for r in rows if r["what"].startswith("reasoning_gym"))
-    lines += ["", "Columns are measured one after the other on a shared machine, whose speed changes by up to a factor of two within minutes. Level 3 is slower with duplicates for another reason: its problems of depth 1 take the longest to find, and without duplicates they are soon all drawn."]
+    lines += ["", "Columns are measured one after the other on a shared machine, whose speed changes by up to a factor of two within minutes. Duplicates need not be faster: in level 3 problems of depth 1 take the longest to find, and without duplicates they are soon all drawn."]
     lines += ["", f"Level 1 is written {ratio:,.0f} times as fast as the faster task of reasoning_gym, and {rows[0]['text'] / rows[0]['plain Python']:,.0f} times as fast as by plain Python.", ""]
     lines += ["Plain Python is measured on few problems, of level 4 only the easiest, which settle at lap 1 to 4, as many as come in half a minute; it and reasoning_gym write JSON lines with one thread.", ""]
     lines += [f"Memory while {n:,} problems of all levels are written: {gigabytes:.2f} GB at most." for n, gigabytes in memory.items()]

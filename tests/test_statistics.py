@@ -409,3 +409,11 @@ def test_drawn_results_depend_on_the_generator_alone():
     np.random.seed(1); one = bootstrap_ci(x, rng=4), sign_flip_p(x, rng=4), max_t(d, rng=4)[0].tolist(), crossed_bootstrap(d, rng=4)
     np.random.seed(2); other = bootstrap_ci(x, rng=np.random.default_rng(4)), sign_flip_p(x, rng=np.random.default_rng(4)), max_t(d, rng=np.random.default_rng(4))[0].tolist(), crossed_bootstrap(d, rng=np.random.default_rng(4))
     assert one == other and bootstrap_ci(x, rng=5) != one[0]
+
+
+def test_a_sure_gain_that_does_not_matter_is_called_so():
+    "Significant and wholly below what matters: supported, and the sentence says that it is too little. Not said where the interval reaches what matters, nor of a loss."
+    a, noise = np.linspace(.5, .6, 12), .001 * np.arange(12) / 12
+    said = {gain: StatisticalReport(a).add_comparison("b", a + gain + noise).to_dict()["comparisons"][0] for gain in (.01, .1, -.1)}
+    assert [said[gain]["verdict"] for gain in said] == ["supported", "supported", "not supported"]
+    assert ["surely less than the 0.05 that would matter" in said[gain]["explanation"] for gain in said] == [True, False, False]

@@ -57,7 +57,7 @@ def test_params_are_a_ready_study_or_one_that_was_changed():
     with pytest.raises(StudyError, match="no such study; there are longer, micro, nano, paper, seeds, sizes"): compose("nan", ROOT / "studies")
 
 
-@pytest.mark.parametrize("name, differs", [("seeds", {"study", "seeds"}), ("longer", {"study", "seeds", "run", "problems.train", "training.steps", "training.evaluate_every", "training.halting_from"})])
+@pytest.mark.parametrize("name, differs", [("seeds", {"study", "seeds"}), ("sizes", {"study", "seeds", "run", "contrast.control"}), ("longer", {"study", "seeds", "run", "problems.train", "training.steps", "training.evaluate_every", "training.halting_from"})])
 def test_studies_of_the_size_of_nano(name, differs):
     "What is said about them is that they are `nano` but for this."
     flat = lambda study: {f"{k}.{i}" if isinstance(v, dict) else k: w for k, v in study.items() for i, w in (v.items() if isinstance(v, dict) else [("", v)])}
