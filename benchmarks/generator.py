@@ -1,4 +1,7 @@
-"""How many problems a second? The fast generator beside a plain one and beside reasoning_gym, in one run, text written to disk. `make bench`"""
+"""How many problems a second? The fast generator beside a plain one and beside reasoning_gym, in
+one run, text written to disk. `make bench`
+"""
+
 import json
 import os
 import platform
@@ -33,9 +36,30 @@ def seconds(work) -> float:
     return time.perf_counter() - began
 
 
-def ours(folder: Path, level: int, n: int, threads: int = 2, fields=TEXT, format: str = "parquet", **options) -> float:
-    write = lambda count: write_dataset(folder / "x", "standard", "train", {level: 1.}, count, 0, format, fields, threads=threads, **options)
-    write(1000)                                                    # compiled, catalogue made
+def ours(
+    folder: Path,
+    level: int,
+    n: int,
+    threads: int = 2,
+    fields=TEXT,
+    format: str = "parquet",
+    **options,
+) -> float:
+    def write(count):
+        return write_dataset(
+            folder / "x",
+            "standard",
+            "train",
+            {level: 1.0},
+            count,
+            0,
+            format,
+            fields,
+            threads=threads,
+            **options,
+        )
+
+    write(1000)  # compiled, catalogue made
     return n / seconds(lambda: write(n))
 
 
@@ -43,39 +67,80 @@ def naive(folder: Path, level: int, n: int, distinct: bool = True) -> float:
     began, written = time.perf_counter(), 0
     with (folder / "x").open("w") as file:
         for p in naive_problems(SUITE, "train", level, n, 0, distinct):
-            file.write(json.dumps({"text": str(p), "query": p.query, "answer": [settle(p).values[v] for v in p.query]}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "text": str(p),
+                        "query": p.query,
+                        "answer": [settle(p).values[v] for v in p.query],
+                    }
+                )
+                + "\n"
+            )
             written += 1
     return written / (time.perf_counter() - began)
 
 
 def peer(folder: Path, python: str, name: str, n: int) -> float:
-    done = subprocess.run([python, "-c", PEER, name, str(n), str(folder / "x")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, "-c", PEER, name, str(n), str(folder / "x")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return n / float(done.stdout)
 
 
 def best(measure, repeat: int = 3) -> float:
-    "The best of some runs: what the machine can do when nothing else runs. (The others are slower by what else it was doing.)"
+    """The best of some runs: what the machine can do when nothing else runs.
+
+    (The others are slower by what else it was doing.)
+    """
     return max(measure() for _ in range(repeat))
 
 
-def measure(python: str, scale: float = 1.) -> list[dict]:
+def measure(python: str, scale: float = 1.0) -> list[dict]:
     rows, sizes = [], {1: 3_000_000, 2: 600_000, 3: 600_000, 4: 300_000}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for level, n in sizes.items():
             n = int(n * scale)
-            rows.append({"what": f"level {level}, {LEVELS[level]}, {SUITE.num_vars} variables", "text": best(lambda: ours(folder, level, n)), "text, duplicates allowed": best(lambda: ours(folder, level, n, distinct=False)),
-                         "text as Arrow": best(lambda: ours(folder, level, n, format="arrow")), "text as Arrow, duplicates allowed": best(lambda: ours(folder, level, n, format="arrow", distinct=False)),
-                         "text as JSON lines": best(lambda: ours(folder, level, n // 2, format="jsonl")), "whole samples": best(lambda: ours(folder, level, n // 3, fields=FIELDS)), "text, one thread": best(lambda: ours(folder, level, n // 2, threads=1)),
-                         "plain Python": best(lambda: naive(folder, level, {1: 2000, 2: 20, 3: 2000, 4: 4}[level]), 1)})
+            rows.append(
+                {
+                    "what": f"level {level}, {LEVELS[level]}, {SUITE.num_vars} variables",
+                    "text": best(lambda: ours(folder, level, n)),
+                    "text, duplicates allowed": best(
+                        lambda: ours(folder, level, n, distinct=False)
+                    ),
+                    "text as Arrow": best(lambda: ours(folder, level, n, format="arrow")),
+                    "text as Arrow, duplicates allowed": best(
+                        lambda: ours(folder, level, n, format="arrow", distinct=False)
+                    ),
+                    "text as JSON lines": best(lambda: ours(folder, level, n // 2, format="jsonl")),
+                    "whole samples": best(lambda: ours(folder, level, n // 3, fields=FIELDS)),
+                    "text, one thread": best(lambda: ours(folder, level, n // 2, threads=1)),
+                    "plain Python": best(
+                        lambda: naive(folder, level, {1: 2000, 2: 20, 3: 2000, 4: 4}[level]), 1
+                    ),
+                }
+            )
             print(rows[-1], file=sys.stderr)
         for name in ("chain_sum", "basic_arithmetic"):
-            rows.append({"what": f"reasoning_gym {name}", "text": best(lambda: peer(folder, python, name, int(20_000 * scale)))})
+            rows.append(
+                {
+                    "what": f"reasoning_gym {name}",
+                    "text": best(lambda: peer(folder, python, name, int(20_000 * scale))),
+                }
+            )
     return rows
 
 
 def peak_memory(n: int) -> float:
-    "Gigabytes at most while `n` problems of all levels are written, in a process of its own. (On Linux it starts with the peak of the process that starts it, so this is measured before anything else.)"
+    """Gigabytes at most while `n` problems of all levels are written, in a process of its own.
+
+    (On Linux it starts with the peak of the process that starts it, so this is measured before
+    anything else.)
+    """
     code = f"""
 import resource, tempfile
 from pathlib import Path
@@ -84,26 +149,79 @@ from zeromodel.tasks.files import write_dataset
 with tempfile.TemporaryDirectory() as folder: write_dataset(Path(folder) / "x", "standard", "train", dict.fromkeys((1, 2, 3, 4), 1.), {n}, 0, "parquet", {TEXT!r}, threads=2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 2**20
+    return (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        / 2**20
+    )
 
 
 def machine() -> str:
-    "What it was measured on."
-    try: model = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    """What it was measured on."""
+    try:
+        model = next(
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def as_markdown(rows: list[dict], memory: dict[int, float]) -> str:
     columns = list(dict.fromkeys(c for r in rows for c in r))
-    cell = lambda x: x if isinstance(x, str) else "" if x is None else f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
-    lines = [f"Samples a second, best of three, written to disk (parquet unless it says otherwise) without duplicates by canonical hash, two threads unless it says otherwise; {machine()}.", "", "| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+
+    def cell(x):
+        return (
+            x if isinstance(x, str) else "" if x is None else f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+        )
+
+    lines = [
+        (
+            "Samples a second, best of three, written to disk (parquet unless it says otherwise)"
+            " without duplicates by canonical hash, two threads unless it says otherwise;"
+            f" {machine()}."
+        ),
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * (len(columns) - 1),
+    ]
     lines += ["| " + " | ".join(cell(r.get(c)) for c in columns) + " |" for r in rows]
     ratio = rows[0]["text"] / max(r["text"] for r in rows if r["what"].startswith("reasoning_gym"))
-    lines += ["", "Columns are measured one after the other on a shared machine, whose speed changes by up to a factor of two within minutes. Duplicates need not be faster: in level 3 problems of depth 1 take the longest to find, and without duplicates they are soon all drawn."]
-    lines += ["", f"Level 1 is written {ratio:,.0f} times as fast as the faster task of reasoning_gym, and {rows[0]['text'] / rows[0]['plain Python']:,.0f} times as fast as by plain Python.", ""]
-    lines += ["Plain Python is measured on few problems, of level 4 only the easiest, which settle at lap 1 to 4, as many as come in half a minute; it and reasoning_gym write JSON lines with one thread.", ""]
-    lines += [f"Memory while {n:,} problems of all levels are written: {gigabytes:.2f} GB at most." for n, gigabytes in memory.items()]
+    lines += [
+        "",
+        (
+            "Columns are measured one after the other on a shared machine, whose speed changes by"
+            " up to a factor of two within minutes. Duplicates need not be faster: in level 3"
+            " problems of depth 1 take the longest to find, and without duplicates they are soon"
+            " all drawn."
+        ),
+    ]
+    lines += [
+        "",
+        (
+            f"Level 1 is written {ratio:,.0f} times as fast as the faster task of reasoning_gym,"
+            f" and {rows[0]['text'] / rows[0]['plain Python']:,.0f} times as fast as by plain"
+            " Python."
+        ),
+        "",
+    ]
+    lines += [
+        (
+            "Plain Python is measured on few problems, of level 4 only the easiest, which settle at"
+            " lap 1 to 4, as many as come in half a minute; it and reasoning_gym write JSON lines"
+            " with one thread."
+        ),
+        "",
+    ]
+    lines += [
+        f"Memory while {n:,} problems of all levels are written: {gigabytes:.2f} GB at most."
+        for n, gigabytes in memory.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -112,6 +230,11 @@ if __name__ == "__main__":
     memory = {n: peak_memory(n) for n in (1_000_000, 10_000_000)}
     rows = measure(python)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "generator.json").write_text(json.dumps({"machine": machine(), "samples_per_second": rows, "peak_gigabytes": memory}, indent=1) + "\n")
+    (out / "generator.json").write_text(
+        json.dumps(
+            {"machine": machine(), "samples_per_second": rows, "peak_gigabytes": memory}, indent=1
+        )
+        + "\n"
+    )
     (out / "generator.md").write_text(as_markdown(rows, memory))
     print((out / "generator.md").read_text())

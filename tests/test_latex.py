@@ -1,4 +1,5 @@
 """The tables of the report as a TeX engine sees them; skipped where there is none."""
+
 import shutil
 import subprocess
 
@@ -14,10 +15,31 @@ PAGE = r"\documentclass{article}\usepackage{booktabs}\begin{document}\tiny %s\en
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
 @pytest.mark.parametrize("source", ["committed", "awkward"])
 def test_tables_compile(tmp_path, source):
-    if source == "awkward": save_table(pd.DataFrame({"run_name": ["mla_lru", "50% & more", "{a}#1", "x^2~$y$", "back\\slash"], "R&D %": [1, None, 3.5, "1_000", "–"]}), tmp_path, "awkward", "names")
-    tables = sorted((ROOT / "reports").glob("**/tables/*.tex") if source == "committed" else tmp_path.glob("*.tex"))
+    if source == "awkward":
+        save_table(
+            pd.DataFrame(
+                {
+                    "run_name": ["mla_lru", "50% & more", "{a}#1", "x^2~$y$", "back\\slash"],
+                    "R&D %": [1, None, 3.5, "1_000", "–"],
+                }
+            ),
+            tmp_path,
+            "awkward",
+            "names",
+        )
+    tables = sorted(
+        (ROOT / "reports").glob("**/tables/*.tex")
+        if source == "committed"
+        else tmp_path.glob("*.tex")
+    )
     assert tables
     for table in tables:
         (tmp_path / "page.tex").write_text(PAGE % table.read_text())
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, capture_output=True, text=True, encoding="latin-1")
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="latin-1",
+        )
         assert done.returncode == 0, f"{table.name}:\n{done.stdout[-1500:]}"

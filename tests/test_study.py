@@ -1,4 +1,5 @@
 """The pipeline as a user has it: tiny studies in copies of the repository, killed and changed."""
+
 import hashlib
 import os
 import random
@@ -16,18 +17,38 @@ SEEDS = [0, 1]
 
 
 def shrink(folder: Path, **changes):
-    "A study of seconds: two experiments, two seeds, three hundred steps; the first checkpoint comes after a thirtieth of them."
+    """A study of seconds: two experiments, two seeds, three hundred steps; the first checkpoint
+    comes after a thirtieth of them.
+    """
     path = folder / "params.yaml"
     p = yaml.safe_load(path.read_text())
-    p |= {"seeds": SEEDS, "run": ["baseline", "mla_lru_adaptive"], "contrast": {"control": "baseline", "treatment": "mla_lru_adaptive"}}
+    p |= {
+        "seeds": SEEDS,
+        "run": ["baseline", "mla_lru_adaptive"],
+        "contrast": {"control": "baseline", "treatment": "mla_lru_adaptive"},
+    }
     p["problems"] |= {"train": 2000, "validation": 50}
-    p["model"] |= {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "kv_latent_dim": 16, "rope_head_dim": 4}
-    p["training"] |= {"steps": 300, "batch_size": 8, "warmup_steps": 5, "evaluate_every": 10, "halting_from": 150}
+    p["model"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "kv_latent_dim": 16,
+        "rope_head_dim": 4,
+    }
+    p["training"] |= {
+        "steps": 300,
+        "batch_size": 8,
+        "warmup_steps": 5,
+        "evaluate_every": 10,
+        "halting_from": 150,
+    }
     for e in p["experiments"].values():
-        for key in ("lru_intermediate_size", "lru_num_heads"): e.get("model", {}).pop(key, None)
+        for key in ("lru_intermediate_size", "lru_num_heads"):
+            e.get("model", {}).pop(key, None)
     path.write_text(yaml.safe_dump(p | changes, sort_keys=False))
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())
-    stages["stages"]["analysis"]["matrix"]["notebook"] = ["accuracy"]                 # test_report.py runs the others
+    # test_report.py runs the others
+    stages["stages"]["analysis"]["matrix"]["notebook"] = ["accuracy"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
     commit(folder, "small")
 
@@ -37,17 +58,24 @@ def study(folder: Path, check: bool = True) -> subprocess.CompletedProcess:
 
 
 def ran(done: subprocess.CompletedProcess) -> set[str]:
-    "The stages that DVC ran."
-    return {line.split("'")[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("Running stage")}
+    """The stages that DVC ran."""
+    return {
+        line.split("'")[1]
+        for line in (done.stdout + done.stderr).splitlines()
+        if line.startswith("Running stage")
+    }
 
 
 def weights(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((folder / "runs").rglob("model/model.safetensors"))}
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted((folder / "runs").rglob("model/model.safetensors"))
+    }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, benchmark):
-    "A finished small study, what it printed, and its weights."
+    """A finished small study, what it printed, and its weights."""
     folder = copy_repository(tmp_path_factory.mktemp("study") / "copy", benchmark)
     shrink(folder)
     return folder, study(folder), weights(folder)
@@ -61,17 +89,23 @@ def edit(folder: Path, name: str, old: str, new: str):
 
 def test_reaches_the_report(finished):
     folder, done, trained = finished
-    assert len(trained) == 4 and len(set(trained.values())) == 4            # other seeds, other weights
+    assert len(trained) == 4 and len(set(trained.values())) == 4  # other seeds, other weights
     assert "Verdict:" in done.stdout and "baseline" in done.stdout
     page = (folder / "reports/nano/index.html").read_text()
-    for source in ("figures/accuracy/1_accuracy_by_depth.svg", "runs/baseline/0/manifest.json"): assert source in page and (folder / "reports/nano" / source).exists()
+    for source in ("figures/accuracy/1_accuracy_by_depth.svg", "runs/baseline/0/manifest.json"):
+        assert source in page and (folder / "reports/nano" / source).exists()
 
 
 def test_only_what_depends_on_a_change_runs_again(finished):
     folder, _, trained = finished
     assert ran(study(folder)) == set()
-    edit(folder, "zeromodel/model/lru.py", '"Causal multi-head attention over latents', '"Attention over latents')
-    assert ran(study(folder)) <= {"code"}                                     # a docstring: looked at, nothing rerun
+    edit(
+        folder,
+        "zeromodel/model/lru.py",
+        '"Causal multi-head attention over latents',
+        '"Attention over latents',
+    )
+    assert ran(study(folder)) <= {"code"}  # a docstring: looked at, nothing rerun
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["experiments"]["baseline"]["training"] = {"learning_rate": 0.002}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -83,53 +117,104 @@ def test_only_what_depends_on_a_change_runs_again(finished):
 
 
 def processes_in(folder: Path) -> dict[int, bytes]:
-    "The command lines of the living processes that work in `folder`."
+    """The command lines of the living processes that work in `folder`."""
     found = {}
     for p in Path("/proc").iterdir():
         try:
-            if p.name.isdigit() and os.readlink(p / "cwd") == str(folder) and "Z" not in (p / "stat").read_text().rpartition(")")[2].split()[0]: found[int(p.name)] = (p / "cmdline").read_bytes()
-        except OSError: pass
+            if (
+                p.name.isdigit()
+                and os.readlink(p / "cwd") == str(folder)
+                and "Z" not in (p / "stat").read_text().rpartition(")")[2].split()[0]
+            ):
+                found[int(p.name)] = (p / "cmdline").read_bytes()
+        except OSError:
+            pass
     return found
 
 
 def killed_in_training(folder: Path, command: str, victim: str, within: float) -> bool:
-    "Start `command` and SIGKILL `victim` at a random moment `within` so many seconds of the first checkpoint of its last experiment; whether that was before the end. No process is left."
-    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    env.pop("SHELL", None)                                                    # DVC then takes /bin/sh, which stays between it and a stage
-    pipeline = subprocess.Popen(command.split(), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    """Start `command` and SIGKILL `victim` at a random moment `within` so many seconds of the
+    first checkpoint of its last experiment; whether that was before the end. No process is left.
+    """
+    env = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("SHELL", None)  # DVC then takes /bin/sh, which stays between it and a stage
+    pipeline = subprocess.Popen(
+        command.split(),
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.time() + 300
-    while not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints")) and time.time() < deadline: time.sleep(0.02)
+    while (
+        not list(folder.glob("runs/nano/train/mla_lru_adaptive/*/checkpoints"))
+        and time.time() < deadline
+    ):
+        time.sleep(0.02)
     time.sleep(within * random.random())
-    trainers = [pid for pid, c in processes_in(folder).items() if pid != pipeline.pid and (b"zeromodel\0train\0" in c or b"zeromodel\0study\0run" in c)]
+    trainers = [
+        pid
+        for pid, c in processes_in(folder).items()
+        if pid != pipeline.pid and (b"zeromodel\0train\0" in c or b"zeromodel\0study\0run" in c)
+    ]
     alive = pipeline.poll() is None
-    for pid in {"trainer": trainers, "dvc": [pipeline.pid], "both": [*trainers, pipeline.pid]}[victim]:
-        with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+    for pid in {"trainer": trainers, "dvc": [pipeline.pid], "both": [*trainers, pipeline.pid]}[
+        victim
+    ]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     pipeline.wait(60)
     deadline = time.time() + 20
-    while processes_in(folder) and time.time() < deadline: time.sleep(0.1)
+    while processes_in(folder) and time.time() < deadline:
+        time.sleep(0.1)
     assert processes_in(folder) == {}
     return bool(trainers) and alive and len(weights(folder)) < 4
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for orphans in /proc")
-@pytest.mark.parametrize("command, victim", [("zeromodel study run", "trainer"), ("dvc repro", "dvc"), ("zeromodel study run", "both")])
+@pytest.mark.parametrize(
+    "command, victim",
+    [("zeromodel study run", "trainer"), ("dvc repro", "dvc"), ("zeromodel study run", "both")],
+)
 def test_killed_and_run_again(copy, finished, command, victim):
-    "SIGKILL in training: no orphan is left, and the next run ends with the weights of an unbroken one."
+    """SIGKILL in training: no orphan is left, and the next run ends with the weights of an
+    unbroken one.
+    """
     shrink(copy)
-    for within in (1, .3, .1, 0):
-        if killed_in_training(copy, command, victim, within): break
-        run("git", "clean", "-qfdx", "runs", "reports", cwd=copy)      # a fast machine was done before: again from nothing
+    for within in (1, 0.3, 0.1, 0):
+        if killed_in_training(copy, command, victim, within):
+            break
+        # a fast machine was done before: again from nothing
+        run("git", "clean", "-qfdx", "runs", "reports", cwd=copy)
         run("git", "checkout", "-q", ".", cwd=copy)
-    else: pytest.fail("training was over before it could be killed, four times")
-    study(copy) if victim == "both" else run("dvc", "repro", "train", cwd=copy)      # once to the report, for the others to the weights
+    else:
+        pytest.fail("training was over before it could be killed, four times")
+    # once to the report, for the others to the weights
+    study(copy) if victim == "both" else run("dvc", "repro", "train", cwd=copy)
     assert weights(copy) == finished[2]
 
 
-@pytest.mark.parametrize("path, change, expected", [
-    ("training", {"learning_rat": 1}, "training.learning_rat: no such key; did you mean training.learning_rate?"),
-    ("model", {"hidden_size": -64}, "model.hidden_size=-64: must be a whole number of at least 1"),
-    ("", {"run": ["baseline", "mla_onli"]}, "run='mla_onli': must be one of"),
-])
+@pytest.mark.parametrize(
+    "path, change, expected",
+    [
+        (
+            "training",
+            {"learning_rat": 1},
+            "training.learning_rat: no such key; did you mean training.learning_rate?",
+        ),
+        (
+            "model",
+            {"hidden_size": -64},
+            "model.hidden_size=-64: must be a whole number of at least 1",
+        ),
+        ("", {"run": ["baseline", "mla_onli"]}, "run='mla_onli': must be one of"),
+    ],
+)
 def test_mistakes_are_refused_before_anything_is_written(copy, path, change, expected):
     params = yaml.safe_load((copy / "params.yaml").read_text())
     (params[path] if path else params).update(change)
@@ -138,5 +223,7 @@ def test_mistakes_are_refused_before_anything_is_written(copy, path, change, exp
     done = study(copy, check=False)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert expected in done.stderr
-    written = set(run("git", "status", "--porcelain", "--ignored", cwd=copy).stdout.split()) - set(before)
+    written = set(run("git", "status", "--porcelain", "--ignored", cwd=copy).stdout.split()) - set(
+        before
+    )
     assert all("__pycache__" in name for name in written - {"!!"}), written

@@ -11,7 +11,7 @@ import os
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,169 +21,417 @@ from .training.checkpoints import die_with_parent
 
 
 def end_with_pipeline():
-    if "DVC_STAGE" in os.environ: die_with_parent()
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()
 
 
-app = typer.Typer(callback=end_with_pipeline, help="Does iterating in a compressed latent space buy more reasoning than adding parameters?", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    callback=end_with_pipeline,
+    help="Does iterating in a compressed latent space buy more reasoning than adding parameters?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(study_app, name="study")
 app.command(cls=Lists)(ablation)
 
 # %% ../nbs/cli.ipynb #cell-06
 @app.command()
 def train(
-    experiments: Annotated[list[str], typer.Argument(help="Names of experiments of the active study, or 'all'.")],
-    seed: Annotated[Optional[list[int]], typer.Option(help="Train this seed only; may be given several times.")] = None,
-    at_once: Annotated[Optional[int], typer.Option(min=1, help="Runs at the same time; default all.")] = None,
-    stop_after: Annotated[float, typer.Option(min=1, help="Seconds after which to stop; the same call again goes on from there.")] = float("inf"),
-    gpus: Annotated[int, typer.Option(min=1, help="Processes that share every batch of a run, one for each device (torchrun).")] = 1,
-    base_model: Annotated[Optional[str], typer.Option(help="Start from this Llama or Qwen2.5 checkpoint, a folder or a name on the hub, converted; train it on problems in words.")] = None,
-    keep_going: Annotated[bool, typer.Option(help="Exit with 0 although a run's loss was no longer a number; it is recorded as failed either way.")] = False,
+    experiments: Annotated[
+        list[str], typer.Argument(help="Names of experiments of the active study, or 'all'.")
+    ],
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Train this seed only; may be given several times.")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time; default all.")
+    ] = None,
+    stop_after: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds after which to stop; the same call again goes on from there."
+        ),
+    ] = float("inf"),
+    gpus: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that share every batch of a run, one for each device (torchrun)."
+        ),
+    ] = 1,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Start from this Llama or Qwen2.5 checkpoint, a folder or a name on the hub,"
+                " converted; train it on problems in words."
+            )
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Exit with 0 although a run's loss was no longer a number; it is recorded as failed"
+                " either way."
+            )
+        ),
+    ] = False,
 ):
-    "Train all seeds of experiments side by side; resumes where a run was stopped. Example: zeromodel train baseline --seed 0"
+    """Train all seeds of experiments side by side; resumes where a run was stopped.
+
+    Example: zeromodel train baseline --seed 0
+    """
     with one_line_errors():
-        from zeromodel.study.pipeline import PipelineError, experiments_named, prepared, study_name, train_experiments
+        from zeromodel.study.pipeline import (
+            PipelineError,
+            experiments_named,
+            prepared,
+            study_name,
+            train_experiments,
+        )
+
         names = experiments_named(study := study_name(), experiments)
-        if gpus > 1 and (at_once or stop_after < float("inf")): raise PipelineError("--gpus: all devices share one run after the other, and stop where they are stopped; leave out --at-once and --stop-after")
+        if gpus > 1 and (at_once or stop_after < float("inf")):
+            raise PipelineError(
+                "--gpus: all devices share one run after the other, and stop where they are"
+                " stopped; leave out --at-once and --stop-after"
+            )
         if gpus > 1:
-            for name in names: prepared(study, name, base_model)
-            told = [x for s in seed or [] for x in ("--seed", str(s))] + (["--base-model", base_model] if base_model else []) + keep_going * ["--keep-going"]
-            raise typer.Exit(subprocess.call(["torchrun", "--standalone", "--nproc-per-node", str(gpus), "--no-python", "zeromodel", "train", *names, *told]))
-        failed = [m for m in train_experiments(study, names, seed, base_model, at_once=at_once, stop_after=stop_after) if m.get("status") == "failed"]
-    for m in failed: typer.secho(f"zeromodel: {m['experiment']}, seed {m['seed']} failed: {m['error']}", err=True, fg=typer.colors.RED)
-    if failed and not keep_going: raise typer.Exit(1)
+            for name in names:
+                prepared(study, name, base_model)
+            told = (
+                [x for s in seed or [] for x in ("--seed", str(s))]
+                + (["--base-model", base_model] if base_model else [])
+                + keep_going * ["--keep-going"]
+            )
+            raise typer.Exit(
+                subprocess.call(
+                    [
+                        "torchrun",
+                        "--standalone",
+                        "--nproc-per-node",
+                        str(gpus),
+                        "--no-python",
+                        "zeromodel",
+                        "train",
+                        *names,
+                        *told,
+                    ]
+                )
+            )
+        failed = [
+            m
+            for m in train_experiments(
+                study, names, seed, base_model, at_once=at_once, stop_after=stop_after
+            )
+            if m.get("status") == "failed"
+        ]
+    for m in failed:
+        typer.secho(
+            f"zeromodel: {m['experiment']}, seed {m['seed']} failed: {m['error']}",
+            err=True,
+            fg=typer.colors.RED,
+        )
+    if failed and not keep_going:
+        raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #cell-07
 @app.command()
 def evaluate(experiment: str):
-    "Answer the frozen test suite with every seed of an experiment. Example: zeromodel evaluate baseline"
+    """Answer the frozen test suite with every seed of an experiment.
+
+    Example: zeromodel evaluate baseline
+    """
     with one_line_errors():
         from zeromodel.study.measure import evaluate_experiment
         from zeromodel.study.pipeline import study_name
+
         evaluate_experiment(study_name(), experiment)
 
 
 @app.command()
 def report():
-    "Summary, verdict and page from the runs in reports/; nothing is trained. Example: zeromodel report"
+    """Summary, verdict and page from the runs in reports/; nothing is trained.
+
+    Example: zeromodel report
+    """
     with one_line_errors():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.report import write_report
+
         write_report(report_folder(study_name()))
 
 # %% ../nbs/cli.ipynb #cell-09
 @app.command()
 def params(
-    example: Annotated[bool, typer.Option(help="Qwen2.5-0.5B with and without latent attention and the unit, instead of the study.")] = False,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in the text that operations and memory are counted for.")] = 64,
+    example: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Qwen2.5-0.5B with and without latent attention and the unit, instead of the study."
+            )
+        ),
+    ] = False,
+    length: Annotated[
+        int,
+        typer.Option(min=1, help="Tokens in the text that operations and memory are counted for."),
+    ] = 64,
     latex: Annotated[bool, typer.Option(help="A LaTeX table.")] = False,
 ):
-    "Parameters, FLOPs and memory of the models of the study, beside each other. Example: zeromodel params --length 256"
+    """Parameters, FLOPs and memory of the models of the study, beside each other.
+
+    Example: zeromodel params --length 256
+    """
     with one_line_errors():
-        from zeromodel.evaluation.param_counter import compare_configurations, example_costs, resolved_costs
-        table = compare_configurations(example_costs() if example else resolved_costs(), reference="mla_lru" if example else None, length=length)
+        from zeromodel.evaluation.param_counter import (
+            compare_configurations,
+            example_costs,
+            resolved_costs,
+        )
+
+        table = compare_configurations(
+            example_costs() if example else resolved_costs(),
+            reference="mla_lru" if example else None,
+            length=length,
+        )
         typer.echo(table.to_latex() if latex else table)
 
 # %% ../nbs/cli.ipynb #cell-12
 def named(text: str) -> tuple[str, ...]:
-    "What stands between the commas."
+    """What stands between the commas."""
     return tuple(part.strip() for part in text.split(","))
 
 
 def level_list(text: str) -> dict[int, float]:
-    "The levels in `1,2,3`, in equal proportions."
+    """The levels in `1,2,3`, in equal proportions."""
     from zeromodel.tasks.suites import RequestError
-    if not all(part.isdecimal() for part in named(text)): raise RequestError(f"levels '{text}': expected numbers from 1 to 4 with commas between them, such as 1,3")
-    return dict.fromkeys(map(int, named(text)), 1.)
+
+    if not all(part.isdecimal() for part in named(text)):
+        raise RequestError(
+            f"levels '{text}': expected numbers from 1 to 4 with commas between them, such as 1,3"
+        )
+    return dict.fromkeys(map(int, named(text)), 1.0)
 
 
-def write_split(path: Path, suite: str, split: str, levels: dict[int, float], n: int, seed: int, format: str, **options):
-    "One file of a data set, in one of the formats of `tasks.files` or `tasks.export`."
+def write_split(
+    path: Path,
+    suite: str,
+    split: str,
+    levels: dict[int, float],
+    n: int,
+    seed: int,
+    format: str,
+    **options,
+):
+    """One file of a data set, in one of the formats of `tasks.files` or `tasks.export`."""
     from zeromodel.tasks.files import WRITERS, write_dataset
-    if format in WRITERS: return write_dataset(path, suite, split, levels, n, seed, format, **options)
+
+    if format in WRITERS:
+        return write_dataset(path, suite, split, levels, n, seed, format, **options)
     from zeromodel.tasks.export import write_parquet
     from zeromodel.tasks.generate import tables
     from zeromodel.tasks.suites import suite_named
-    parts = tables(suite_named(suite), split, levels, n, seed, prefix=f"{suite}-{split}-{seed}-", **options)
+
+    parts = tables(
+        suite_named(suite), split, levels, n, seed, prefix=f"{suite}-{split}-{seed}-", **options
+    )
     write_parquet((sample for part in parts for sample in part.to_pylist()), path, format, split)
 
 
 def split_sizes(splits: str, n: int) -> dict[str, int]:
-    "How many problems each split gets: `n` for training, a tenth of it, at most 10,000, for the others. The small ones come first, so that what is impossible shows early."
+    """How many problems each split gets: `n` for training, a tenth of it, at most 10,000, for
+    the others. The small ones come first, so that what is impossible shows early.
+    """
     from zeromodel.tasks.suites import SPLITS, RequestError
-    if unknown := [s for s in named(splits) if s not in SPLITS]: raise RequestError(f"split '{unknown[0]}': must be one of {', '.join(SPLITS)}")
-    return {s: n if s == "train" else min(max(n // 10, min(n, 1)), 10_000) for s in reversed(SPLITS) if s in named(splits)}
+
+    if unknown := [s for s in named(splits) if s not in SPLITS]:
+        raise RequestError(f"split '{unknown[0]}': must be one of {', '.join(SPLITS)}")
+    return {
+        s: n if s == "train" else min(max(n // 10, min(n, 1)), 10_000)
+        for s in reversed(SPLITS)
+        if s in named(splits)
+    }
 
 # %% ../nbs/cli.ipynb #cell-13
-def write_splits(out: Path, suite: str, splits: str, levels: str, n: int, seed: int, format: str, options: dict):
-    "Check the whole request, then write all its files or none."
+def write_splits(
+    out: Path, suite: str, splits: str, levels: str, n: int, seed: int, format: str, options: dict
+):
+    """Check the whole request, then write all its files or none."""
     from zeromodel.tasks.export import SCHEMAS
     from zeromodel.tasks.files import WRITERS
     from zeromodel.tasks.generate import check_request
-    from zeromodel.tasks.whole_files import whole_files
     from zeromodel.tasks.suites import RequestError
-    if format not in {**WRITERS, **SCHEMAS}: raise RequestError(f"format '{format}': must be one of {', '.join([*WRITERS, *SCHEMAS])}")
-    if "fields" in options and format not in WRITERS: raise RequestError(f"fields: a file of format '{format}' has fields of its own; choose them with {' or '.join(WRITERS)}")
+    from zeromodel.tasks.whole_files import whole_files
+
+    if format not in {**WRITERS, **SCHEMAS}:
+        raise RequestError(f"format '{format}': must be one of {', '.join([*WRITERS, *SCHEMAS])}")
+    if "fields" in options and format not in WRITERS:
+        raise RequestError(
+            f"fields: a file of format '{format}' has fields of its own; choose them with"
+            f" {' or '.join(WRITERS)}"
+        )
     sizes, end = split_sizes(splits, n), format if format in WRITERS else "parquet"
-    for split, count in sizes.items(): check_request(split, level_list(levels), count)
+    for split, count in sizes.items():
+        check_request(split, level_list(levels), count)
     with whole_files(out) as folder:
-        for split, count in sizes.items(): write_split(folder / f"{split}.{end}", suite, split, level_list(levels), count, seed, format, **options)
-    for split, count in sizes.items(): typer.echo(f"{count:>12,} problems in {out}/{split}.{end}")
+        for split, count in sizes.items():
+            write_split(
+                folder / f"{split}.{end}",
+                suite,
+                split,
+                level_list(levels),
+                count,
+                seed,
+                format,
+                **options,
+            )
+    for split, count in sizes.items():
+        typer.echo(f"{count:>12,} problems in {out}/{split}.{end}")
 
 # %% ../nbs/cli.ipynb #cell-14
 @app.command()
 def data(
-    num_samples: Annotated[Optional[int], typer.Option(help="Training problems; validation and test get a tenth of that, at most 10,000. Without it the frozen test suites are written.")] = None,
-    levels: Annotated[str, typer.Option(help="1 chain, 2 loop, 3 joins, 4 nested loops; in equal numbers.")] = "1,2,3,4",
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "Training problems; validation and test get a tenth of that, at most 10,000."
+                " Without it the frozen test suites are written."
+            )
+        ),
+    ] = None,
+    levels: Annotated[
+        str, typer.Option(help="1 chain, 2 loop, 3 joins, 4 nested loops; in equal numbers.")
+    ] = "1,2,3,4",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("data"),
-    suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
-    seed: Annotated[int, typer.Option(help="Other problems for another seed. (The split of a problem does not depend on it.)")] = 0,
-    format: Annotated[str, typer.Option(help="jsonl, parquet, arrow; or words for a pretrained model: verl, trl, trl_plain.")] = "jsonl",
+    suite: Annotated[
+        str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")
+    ] = "standard",
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Other problems for another seed. (The split of a problem does not depend on it.)"
+        ),
+    ] = 0,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="jsonl, parquet, arrow; or words for a pretrained model: verl, trl, trl_plain."
+        ),
+    ] = "jsonl",
     splits: Annotated[str, typer.Option(help="Which files to write.")] = "train,validation,test",
-    fields: Annotated[str, typer.Option(help="Only these fields, such as id,text,query,answer (jsonl, parquet, arrow).")] = "",
-    forward: Annotated[float, typer.Option(min=0, max=1, help="Share of problems whose rules are listed in an order in which they can be evaluated.")] = 0.,
-    duplicates: Annotated[bool, typer.Option(help="Do not look for problems that ask the same.")] = False,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="The problems do not depend on it.")] = None,
+    fields: Annotated[
+        str,
+        typer.Option(
+            help="Only these fields, such as id,text,query,answer (jsonl, parquet, arrow)."
+        ),
+    ] = "",
+    forward: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help=(
+                "Share of problems whose rules are listed in an order in which they can be"
+                " evaluated."
+            ),
+        ),
+    ] = 0.0,
+    duplicates: Annotated[
+        bool, typer.Option(help="Do not look for problems that ask the same.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="The problems do not depend on it.")
+    ] = None,
 ):
-    "Write problems: a data set of any size, or the frozen test suites. A call that was stopped leaves nothing and starts again. Example: zeromodel data --num-samples 100000 --levels 1,2,3,4 --out my-data"
-    options = dict(forward=forward, distinct=not duplicates, threads=threads) | ({"fields": named(fields)} if fields else {})
+    """Write problems: a data set of any size, or the frozen test suites.
+
+    A call that was stopped leaves nothing and starts again. Example: zeromodel data --num-samples
+    100000 --levels 1,2,3,4 --out my-data
+    """
+    options = dict(forward=forward, distinct=not duplicates, threads=threads) | (
+        {"fields": named(fields)} if fields else {}
+    )
     with one_line_errors():
-        if num_samples is not None: return write_splits(out, suite, splits, levels, num_samples, seed, format, options)
+        if num_samples is not None:
+            return write_splits(out, suite, splits, levels, num_samples, seed, format, options)
         from zeromodel.tasks.files import write_frozen_suites
+
         write_frozen_suites(out)
 
 # %% ../nbs/cli.ipynb #cell-17
 @app.command()
 def audit(
-    suite: Annotated[str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")] = "standard",
-    folder: Annotated[Optional[Path], typer.Option(help="Audit the files train, validation, test (.jsonl, .parquet or .arrow) in this folder instead of a draw of the suite.")] = None,
+    suite: Annotated[
+        str, typer.Option(help="standard, nano, or one beside them, such as standard/deeper.")
+    ] = "standard",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Audit the files train, validation, test (.jsonl, .parquet or .arrow) in this"
+                " folder instead of a draw of the suite."
+            )
+        ),
+    ] = None,
     num_train: Annotated[int, typer.Option(min=1)] = 20_000,
-    num_test: Annotated[Optional[int], typer.Option(min=10, help="Default: enough for every cell.")] = None,
-    out: Annotated[Path, typer.Option(help="Where SUITE/audit.json and SUITE/audit.md go; the figures are made by 'make audit'.")] = Path("reports/audit"),
+    num_test: Annotated[
+        int | None, typer.Option(min=10, help="Default: enough for every cell.")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=(
+                "Where SUITE/audit.json and SUITE/audit.md go; the figures are made by 'make"
+                " audit'."
+            )
+        ),
+    ] = Path("reports/audit"),
     seed: int = 0,
 ):
-    "Try every shortcut on a suite. Exit code 1 when one works without a declared reason. Example: zeromodel audit --suite standard"
+    """Try every shortcut on a suite.
+
+    Exit code 1 when one works without a declared reason. Example: zeromodel audit --suite standard
+    """
     with one_line_errors(), TemporaryDirectory() as drawn:
         from zeromodel.tasks.audit import audit_folder, draw_for_audit
-        from zeromodel.tasks.whole_files import whole_file
         from zeromodel.tasks.suites import suite_named
-        if not folder: draw_for_audit(Path(drawn), suite, num_train, num_test, seed)
-        result = audit_folder(folder or Path(drawn), name=str(folder or suite), shared_below=suite_named(suite).holdout_depth if suite.startswith("nano") else 0)
+        from zeromodel.tasks.whole_files import whole_file
+
+        if not folder:
+            draw_for_audit(Path(drawn), suite, num_train, num_test, seed)
+        result = audit_folder(
+            folder or Path(drawn),
+            name=str(folder or suite),
+            shared_below=suite_named(suite).holdout_depth if suite.startswith("nano") else 0,
+        )
         for name, text in (("audit.json", result.to_json()), ("audit.md", result.to_markdown())):
-            with whole_file(out / (folder.name if folder else suite) / name) as file: file.write(text.encode())
+            with whole_file(out / (folder.name if folder else suite) / name) as file:
+                file.write(text.encode())
         typer.echo(result.to_markdown())
     raise typer.Exit(result.exit_status)
 
 # %% ../nbs/cli.ipynb #d447400f
 @app.command()
 def doctor():
-    "What this machine can do, what not, and what to do about it; exit code 1 when something must be done. Example: zeromodel doctor"
+    """What this machine can do, what not, and what to do about it; exit code 1 when something
+    must be done. Example: zeromodel doctor
+    """
     from zeromodel.doctor import main
+
     raise typer.Exit(main())
 
 
 @app.command()
 def bench():
-    "Speed beside peers, all in one run, tables to reports/bench: `make bench`, which installs the peers first. Example: zeromodel bench"
+    """Speed beside peers, all in one run, tables to reports/bench: `make bench`, which installs
+    the peers first. Example: zeromodel bench
+    """
     with one_line_errors():
-        if not Path("benchmarks").is_dir(): raise FileNotFoundError("benchmarks: no such folder here; what is measured against is in the repository, not in the package")
+        if not Path("benchmarks").is_dir():
+            raise FileNotFoundError(
+                "benchmarks: no such folder here; what is measured against is in the repository,"
+                " not in the package"
+            )
         raise typer.Exit(subprocess.run(["make", "bench"]).returncode)

@@ -14,18 +14,43 @@ import typer
 
 @contextmanager
 def one_line_errors():
-    "A user's mistake, a full disk, Ctrl-C: one line, and exit code 2 (130 for Ctrl-C). Anything else is a bug and shows where it is."
-    try: yield
+    """A user's mistake, a full disk, Ctrl-C: one line, and exit code 2 (130 for Ctrl-C).
+
+    Anything else is a bug and shows where it is.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
-        typer.secho("zeromodel: stopped; no unfinished file was left under its name", err=True, fg=typer.colors.RED)
+        typer.secho(
+            "zeromodel: stopped; no unfinished file was left under its name",
+            err=True,
+            fg=typer.colors.RED,
+        )
         raise typer.Exit(130) from None
     except (ValueError, RuntimeError, OSError) as e:
-        if not isinstance(e, user_errors()): raise
-        typer.secho(f"zeromodel: {e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else f"zeromodel: {e}", err=True, fg=typer.colors.RED)
+        if not isinstance(e, user_errors()):
+            raise
+        typer.secho(
+            f"zeromodel: {e.filename}: {e.strerror}"
+            if isinstance(e, OSError) and e.filename and e.strerror
+            else f"zeromodel: {e}",
+            err=True,
+            fg=typer.colors.RED,
+        )
         raise typer.Exit(2) from None
 
 # %% ../nbs/mistakes.ipynb #cell-03
 def user_errors() -> tuple[type, ...]:
-    "The exceptions that are no bugs, of the modules that have been loaded."
-    named = {"study.experiments": "StudyError", "study.pipeline": "PipelineError", "tasks.causal_loop": "ProblemError", "tasks.suites": "RequestError", "tasks.questions": "AuditError"}
-    return OSError, *(getattr(sys.modules[f"zeromodel.{module}"], name) for module, name in named.items() if f"zeromodel.{module}" in sys.modules)
+    """The exceptions that are no bugs, of the modules that have been loaded."""
+    named = {
+        "study.experiments": "StudyError",
+        "study.pipeline": "PipelineError",
+        "tasks.causal_loop": "ProblemError",
+        "tasks.suites": "RequestError",
+        "tasks.questions": "AuditError",
+    }
+    return OSError, *(
+        getattr(sys.modules[f"zeromodel.{module}"], name)
+        for module, name in named.items()
+        if f"zeromodel.{module}" in sys.modules
+    )

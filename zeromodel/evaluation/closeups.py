@@ -25,59 +25,120 @@ from ..tasks.tokens import encode
 
 # %% ../../nbs/evaluation/closeups.ipynb #cell-06
 def watched_layer(config: Any) -> int:
-    "The place in `attentions` of the layer that is looked at: the last with a unit, else the last."
+    """The place in `attentions` of the layer that is looked at: the last with a unit, else the
+    last.
+    """
     with_unit = [i for i in range(config.num_hidden_layers) if config.has_lru(i)]
-    return (with_unit[-1] if with_unit else config.num_hidden_layers - 1) - config.num_hidden_layers      # from the end: of the last loop
+    # from the end: of the last loop
+    return (with_unit[-1] if with_unit else config.num_hidden_layers - 1) - config.num_hidden_layers
 
 
 @contextmanager
 def attention_in_units(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    "Collects the weights [B,H,S,T] of every attention over latents, as they are computed."
+    """Collects the weights [B,H,S,T] of every attention over latents, as they are computed."""
     seen = []
+
     def record(attention: LatentAttention, inputs: tuple):
         query, (keys, _), layout = inputs
-        q = attention.turn(attention.heads(attention.q_proj(query)), layout, layout.index, "queries")
-        seen.append(attention_weights(q, keys, layout, q.shape[-1] ** -.5))
-    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, LatentAttention)]
-    try: yield seen
+        q = attention.turn(
+            attention.heads(attention.q_proj(query)), layout, layout.index, "queries"
+        )
+        seen.append(attention_weights(q, keys, layout, q.shape[-1] ** -0.5))
+
+    hooks = [
+        m.register_forward_pre_hook(record)
+        for m in model.modules()
+        if isinstance(m, LatentAttention)
+    ]
+    try:
+        yield seen
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-def frame(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, places: list[int], told: dict[str, int]) -> tuple[dict[str, Any], Any]:
-    "The answers read at `places` of one problem `ids` [1,S], how sure they are, and what they attend to [place][S]; and the model's output."
-    with attention_in_units(model) as within: out = model(ids, output_attentions=True, **told)
+def frame(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    ids: Tensor,
+    places: list[int],
+    told: dict[str, int],
+) -> tuple[dict[str, Any], Any]:
+    """The answers read at `places` of one problem `ids` [1,S], how sure they are, and what they
+    attend to [place][S]; and the model's output.
+    """
+    with attention_in_units(model) as within:
+        out = model(ids, output_attentions=True, **told)
     confidence, best = out.logits[0, places].float().softmax(-1).max(-1)
-    last = [w for w in within if w.shape[2] == ids.shape[1]][-1:] or [out.attentions[watched_layer(model.config)]]      # of all positions: some may have stopped before
+    # of all positions: some may have stopped before
+    last = [w for w in within if w.shape[2] == ids.shape[1]][-1:] or [
+        out.attentions[watched_layer(model.config)]
+    ]
     attention = last[0][0].mean(0)[places]
-    rounded = lambda x: [round(v, 3) for v in x.tolist()]
-    return {"prediction": tokenizer.convert_ids_to_tokens(best.tolist()), "confidence": rounded(confidence), "attention": [rounded(row) for row in attention.float()]}, out
+
+    def rounded(x):
+        return [round(v, 3) for v in x.tolist()]
+
+    return {
+        "prediction": tokenizer.convert_ids_to_tokens(best.tolist()),
+        "confidence": rounded(confidence),
+        "attention": [rounded(row) for row in attention.float()],
+    }, out
 
 # %% ../../nbs/evaluation/closeups.ipynb #cell-07
 @torch.no_grad()
-def closeup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problem: dict[str, Any]) -> dict[str, Any]:
-    "One problem, a sample of the test suite, as `model` works at it: plain values, ready for JSON."
+def closeup(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problem: dict[str, Any]
+) -> dict[str, Any]:
+    """One problem, a sample of the test suite, as `model` works at it: plain values, ready for
+    JSON.
+    """
     arrays = encode([parse(problem["text"])], tokenizer)
-    ids, labels, depth = (torch.from_numpy(arrays[k]).long().to(model.device) for k in ("input_ids", "labels", "query_depth"))
+    ids, labels, depth = (
+        torch.from_numpy(arrays[k]).long().to(model.device)
+        for k in ("input_ids", "labels", "query_depth")
+    )
     asked = [i for i in range(labels.shape[1]) if depth[0, i] >= 0]
-    places = [i - 1 for i in asked]                                    # a label is predicted one position earlier
+    places = [i - 1 for i in asked]  # a label is predicted one position earlier
     free, out = frame(model, tokenizer, ids, places, {})
-    iterations = sum(unit.num_iterations for unit in out.lru_outputs)[0].tolist() if out.lru_outputs else [0] * ids.shape[1]
-    frames = [{"after": k} | frame(model, tokenizer, ids, places, told_to_exit(model.config, k))[0] for k in exits(model.config)]
+    iterations = (
+        sum(unit.num_iterations for unit in out.lru_outputs)[0].tolist()
+        if out.lru_outputs
+        else [0] * ids.shape[1]
+    )
+    frames = [
+        {"after": k} | frame(model, tokenizer, ids, places, told_to_exit(model.config, k))[0]
+        for k in exits(model.config)
+    ]
     tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
-    return {"id": problem.get("id", ""), "text": problem["text"], "tokens": tokens, "places": places, "variables": problem["query"], "depth": depth[0, asked].tolist(),
-            "target": tokenizer.convert_ids_to_tokens(labels[0, asked].tolist()), "free": free | {"iterations": iterations}, "frames": frames}
+    return {
+        "id": problem.get("id", ""),
+        "text": problem["text"],
+        "tokens": tokens,
+        "places": places,
+        "variables": problem["query"],
+        "depth": depth[0, asked].tolist(),
+        "target": tokenizer.convert_ids_to_tokens(labels[0, asked].tolist()),
+        "free": free | {"iterations": iterations},
+        "frames": frames,
+    }
 
 # %% ../../nbs/evaluation/closeups.ipynb #cell-09
 def deepest_chains(samples: Sequence[dict[str, Any]], n: int = 16) -> list[dict[str, Any]]:
-    "The first `n` chains (level 1, rules in forward order) that ask for the largest depth there is."
+    """The first `n` chains (level 1, rules in forward order) that ask for the largest depth
+    there is.
+    """
     chains = [s for s in samples if s["level"] == 1 and s["forward"]]
     largest = max((max(s["query_depth"]) for s in chains), default=0)
     return [s for s in chains if max(s["query_depth"]) == largest][:n]
 
 
-def write_closeups(folder: Path, seeds: list[int], samples: Sequence[dict[str, Any]], format: str, path: Path):
-    "Watch the first seed of `folder`/SEED/model that has weights; none, and none for models that answer in words, is an empty list."
+def write_closeups(
+    folder: Path, seeds: list[int], samples: Sequence[dict[str, Any]], format: str, path: Path
+):
+    """Watch the first seed of `folder`/SEED/model that has weights; none, and none for models
+    that answer in words, is an empty list.
+    """
     seed = next((s for s in seeds if (Path(folder) / str(s) / "model").exists()), None)
     found = []
     if seed is not None and format == "parallel":

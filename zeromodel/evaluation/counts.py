@@ -23,26 +23,42 @@ FILE_COLUMNS = ["seed", "forced", *COLUMNS, "n"]
 
 
 def write_table(path: Path, table: pd.DataFrame):
-    "A parquet file that carries its schema's name and version."
-    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata({k: str(v) for k, v in SCHEMA.items()})
+    """A parquet file that carries its schema's name and version."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(
+        {k: str(v) for k, v in SCHEMA.items()}
+    )
     pq.write_table(arrow, buffer := io.BytesIO())
     write_whole(path, buffer.getvalue())
 
 
 def write_evaluation(folder: Path, name: str, rows: list[list[int]], reports: dict[str, dict]):
-    "NAME.parquet and NAME.json in `folder`: `rows` of `FILE_COLUMNS`, and the metrics of every seed."
-    write_table(Path(folder) / f"{name}.parquet", pd.DataFrame(rows, columns=FILE_COLUMNS, dtype="int64"))
-    write_whole(Path(folder) / f"{name}.json", f"{json.dumps(SCHEMA | {'experiment': name, 'columns': FILE_COLUMNS, 'rows': rows, 'reports': reports})}\n".encode())
+    """NAME.parquet and NAME.json in `folder`: `rows` of `FILE_COLUMNS`, and the metrics of every
+    seed.
+    """
+    write_table(
+        Path(folder) / f"{name}.parquet", pd.DataFrame(rows, columns=FILE_COLUMNS, dtype="int64")
+    )
+    write_whole(
+        Path(folder) / f"{name}.json",
+        f"{json.dumps(SCHEMA | {'experiment': name, 'columns': FILE_COLUMNS, 'rows': rows, 'reports': reports})}\n".encode(),
+    )
 
 
 def read_evaluation(path: Path) -> pd.DataFrame:
-    "The counts in a .parquet or .json file of `evaluate_whole`. Raises `ValueError` for another schema."
+    """The counts in a .parquet or .json file of `evaluate_whole`.
+
+    Raises `ValueError` for another schema.
+    """
     path = Path(path)
     if path.suffix == ".json":
         found = json.loads(path.read_text(encoding="utf-8"))
         table = pd.DataFrame(found.get("rows"), columns=found.get("columns"), dtype="int64")
     else:
         arrow = pq.read_table(path)
-        found, table = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}, arrow.to_pandas()
-    if any(str(found.get(k)) != str(v) for k, v in SCHEMA.items()): raise ValueError(f"{path}: not {SCHEMA['schema']} version {SCHEMA['version']}")
+        found, table = (
+            {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()},
+            arrow.to_pandas(),
+        )
+    if any(str(found.get(k)) != str(v) for k, v in SCHEMA.items()):
+        raise ValueError(f"{path}: not {SCHEMA['schema']} version {SCHEMA['version']}")
     return table

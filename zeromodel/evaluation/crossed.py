@@ -14,64 +14,124 @@ from .intervals import BootstrapResult, check_bootstrap, interval_of_draws
 
 # %% ../../nbs/evaluation/crossed.ipynb #cell-10
 def crossed_draws(scores: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    "Means [n_resamples] of the table `scores` [seeds, questions] with rows and columns resampled independently."
+    """Means [n_resamples] of the table `scores` [seeds, questions] with rows and columns
+    resampled independently.
+    """
     (s, q), draws = scores.shape, []
     for block in np.array_split(np.arange(n_resamples), -(-n_resamples * q // 1_000_000)):
-        w, v = (rng.multinomial(k, np.full(k, 1 / k), len(block)) for k in (s, q))       # [B,S], [B,Q]
+        w, v = (rng.multinomial(k, np.full(k, 1 / k), len(block)) for k in (s, q))  # [B,S], [B,Q]
         draws.append(((w @ scores) * v).sum(1) / (s * q))
     return np.concatenate(draws)
 
 # %% ../../nbs/evaluation/crossed.ipynb #cell-14
 def crossed_table(scores: ArrayLike) -> tuple[np.ndarray, int]:
-    "The rows of `scores` [seeds, questions] that are not NaN, and how many were. Raises `ValueError` for a single NaN in a row, infinite values, and fewer than two seeds or questions."
+    """The rows of `scores` [seeds, questions] that are not NaN, and how many were.
+
+    Raises `ValueError` for a single NaN in a row, infinite values, and fewer than two seeds or
+    questions.
+    """
     x = np.asarray(scores, float)
-    if x.ndim != 2: raise ValueError(f"scores: expected a table [seeds, questions], not shape {x.shape}")
+    if x.ndim != 2:
+        raise ValueError(f"scores: expected a table [seeds, questions], not shape {x.shape}")
     failed = np.isnan(x).all(1)
     x = x[~failed]
-    if not np.isfinite(x).all(): raise ValueError(f"scores: {np.argwhere(~np.isfinite(x))[0].tolist()} is missing or infinite; a question that not all seeds answered must be left out")
-    if len(x) < 2: raise ValueError(f"scores: {len(x)} finished seeds say nothing about other seeds; at least 2 are needed")
-    if x.shape[1] < 2: raise ValueError(f"scores: {x.shape[1]} questions say nothing about other questions; at least 2 are needed")
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f"scores: {np.argwhere(~np.isfinite(x))[0].tolist()} is missing or infinite; a question"
+            " that not all seeds answered must be left out"
+        )
+    if len(x) < 2:
+        raise ValueError(
+            f"scores: {len(x)} finished seeds say nothing about other seeds; at least 2 are needed"
+        )
+    if x.shape[1] < 2:
+        raise ValueError(
+            f"scores: {x.shape[1]} questions say nothing about other questions; at least 2 are"
+            " needed"
+        )
     return x, int(failed.sum())
 
 # %% ../../nbs/evaluation/crossed.ipynb #cell-15
 def crossed_bootstrap(
-    scores: ArrayLike,                       # [seeds, questions], answers or differences; a failed seed is a row of NaN
+    scores: ArrayLike,  # [seeds, questions], answers or differences; a failed seed is a row of NaN
     confidence_level: float = 0.95,
-    method: str = "expanded",                # expanded, percentile, basic
+    method: str = "expanded",  # expanded, percentile, basic
     n_resamples: int = 4_000,
-    rng: np.random.Generator | int = 0,      # or its seed
-) -> BootstrapResult:                        # its n counts seeds
-    "Bootstrap interval of the mean over new seeds and new questions. Failed seeds are dropped and counted. Raises `ValueError` as `crossed_table` does."
+    rng: np.random.Generator | int = 0,  # or its seed
+) -> BootstrapResult:  # its n counts seeds
+    """Bootstrap interval of the mean over new seeds and new questions.
+
+    Failed seeds are dropped and counted. Raises `ValueError` as `crossed_table` does.
+    """
     check_bootstrap(confidence_level, method, n_resamples)
-    if method == "bca": raise ValueError("method='bca': must be one of expanded, percentile, basic")
+    if method == "bca":
+        raise ValueError("method='bca': must be one of expanded, percentile, basic")
     x, dropped = crossed_table(scores)
     estimate = float(x.mean())
-    if np.ptp(x) == 0: return BootstrapResult(estimate, estimate, estimate, method, confidence_level, len(x), dropped, 0, True, degenerate=True)
+    if np.ptp(x) == 0:
+        return BootstrapResult(
+            estimate,
+            estimate,
+            estimate,
+            method,
+            confidence_level,
+            len(x),
+            dropped,
+            0,
+            True,
+            degenerate=True,
+        )
     draws = crossed_draws(x, n_resamples, np.random.default_rng(rng))
-    lower, upper = interval_of_draws(x.mean(1), draws, np.ones(n_resamples), method, confidence_level, np.mean)
-    return BootstrapResult(lower, upper, estimate, method, confidence_level, len(x), dropped, n_resamples, False)
+    lower, upper = interval_of_draws(
+        x.mean(1), draws, np.ones(n_resamples), method, confidence_level, np.mean
+    )
+    return BootstrapResult(
+        lower, upper, estimate, method, confidence_level, len(x), dropped, n_resamples, False
+    )
 
 # %% ../../nbs/evaluation/crossed.ipynb #cell-18
 def mean_squares(x: np.ndarray) -> tuple[float, float, float]:
-    "Mean squares of seeds, questions and remainder of a table [S,Q]."
+    """Mean squares of seeds, questions and remainder of a table [S,Q]."""
     (s, q), rows, columns = x.shape, x.mean(1), x.mean(0)
     remainder = x - rows[:, None] - columns + x.mean()
-    return float(q * rows.var(ddof=1)), float(s * columns.var(ddof=1)), float((remainder ** 2).sum() / ((s - 1) * (q - 1)))
+    return (
+        float(q * rows.var(ddof=1)),
+        float(s * columns.var(ddof=1)),
+        float((remainder**2).sum() / ((s - 1) * (q - 1))),
+    )
 
 
 def variance_components(scores: ArrayLike) -> dict[str, float]:
-    "Standard deviations of a score [seeds, questions] over `seeds`, over `questions`, and of the `noise` that belongs to neither."
+    """Standard deviations of a score [seeds, questions] over `seeds`, over `questions`, and of
+    the `noise` that belongs to neither.
+    """
     x, _ = crossed_table(scores)
     ms_s, ms_q, ms_e = mean_squares(x)
-    return {"seeds": max(0., (ms_s - ms_e) / x.shape[1]) ** .5, "questions": max(0., (ms_q - ms_e) / x.shape[0]) ** .5, "noise": ms_e ** .5}
+    return {
+        "seeds": max(0.0, (ms_s - ms_e) / x.shape[1]) ** 0.5,
+        "questions": max(0.0, (ms_q - ms_e) / x.shape[0]) ** 0.5,
+        "noise": ms_e**0.5,
+    }
 
 
 def crossed_t_interval(scores: ArrayLike, confidence_level: float = 0.95) -> tuple[float, float]:
-    "Interval of the mean of `scores` [seeds, questions] over new seeds and new questions: t with Satterthwaite's degrees of freedom."
-    if not 0 < confidence_level < 1: raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
+    """Interval of the mean of `scores` [seeds, questions] over new seeds and new questions: t
+    with Satterthwaite's degrees of freedom.
+    """
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
     x, _ = crossed_table(scores)
     (s, q), (ms_s, ms_q, ms_e) = x.shape, mean_squares(x)
-    variance = max(ms_s - ms_e, 0) + max(ms_q - ms_e, 0) + ms_e                            # times S Q
-    terms = (ms_s > ms_e) * ms_s ** 2 / (s - 1) + (ms_q > ms_e) * ms_q ** 2 / (q - 1) + ((ms_s > ms_e) == (ms_q > ms_e)) * ms_e ** 2 / ((s - 1) * (q - 1))
-    half = stats.t.ppf((1 + confidence_level) / 2, max(1., variance ** 2 / terms)) * np.sqrt(variance / (s * q)) if variance > 0 else 0.
+    variance = max(ms_s - ms_e, 0) + max(ms_q - ms_e, 0) + ms_e  # times S Q
+    terms = (
+        (ms_s > ms_e) * ms_s**2 / (s - 1)
+        + (ms_q > ms_e) * ms_q**2 / (q - 1)
+        + ((ms_s > ms_e) == (ms_q > ms_e)) * ms_e**2 / ((s - 1) * (q - 1))
+    )
+    half = (
+        stats.t.ppf((1 + confidence_level) / 2, max(1.0, variance**2 / terms))
+        * np.sqrt(variance / (s * q))
+        if variance > 0
+        else 0.0
+    )
     return float(x.mean() - half), float(x.mean() + half)

@@ -17,76 +17,139 @@ from .intervals import t_interval
 
 # %% ../../nbs/evaluation/equal_accuracy.ipynb #cell-06
 def size_at_accuracy(
-    sizes: np.ndarray,        # [k] increasing
-    accuracy: np.ndarray,     # [k]
+    sizes: np.ndarray,  # [k] increasing
+    accuracy: np.ndarray,  # [k]
     target: float,
 ) -> tuple[float, str]:
-    "The smallest size at which the isotonic fit of `accuracy` reaches `target`; with '>' the largest size, which does not, with '<' the smallest, which does better."
+    """The smallest size at which the isotonic fit of `accuracy` reaches `target`; with '>' the
+    largest size, which does not, with '<' the smallest, which does better.
+    """
     fit, target = isotonic_regression(accuracy).x.round(12), round(target, 12)
-    if target > fit[-1]: return float(sizes[-1]), ">"
-    if target < fit[0]: return float(sizes[0]), "<"
-    j = int(np.searchsorted(fit, target))                 # the first that reaches it
-    if fit[j] == target: return float(sizes[j]), ""
+    if target > fit[-1]:
+        return float(sizes[-1]), ">"
+    if target < fit[0]:
+        return float(sizes[0]), "<"
+    j = int(np.searchsorted(fit, target))  # the first that reaches it
+    if fit[j] == target:
+        return float(sizes[j]), ""
     share = (target - fit[j - 1]) / (fit[j] - fit[j - 1])
     return float(sizes[j - 1] ** (1 - share) * sizes[j] ** share), ""
 
 # %% ../../nbs/evaluation/equal_accuracy.ipynb #7581f6f8
 def two_digits(ratio: float, censored: str) -> str:
-    "`ratio` with two digits, rounded so that a bound stays true: '>' down, '<' up."
+    """`ratio` with two digits, rounded so that a bound stays true: '>' down, '<' up."""
     return f"{({'>': floor, '<': ceil}.get(censored, round))(100 * round(ratio, 9)) / 100:.2f}"
 
 
 @dataclass(frozen=True)
 class EqualAccuracyRatio:
-    "How many times the recurrent model's parameters (or FLOPs) the feed-forward family needs for its accuracy."
-    ratio: float                          # geometric mean over seeds; a bound where it is censored
-    lower: float                          # t interval on the log scale; inf or 0 on the side on which a seed is censored
+    """How many times the recurrent model's parameters (or FLOPs) the feed-forward family needs
+    for its accuracy.
+    """
+
+    ratio: float  # geometric mean over seeds; a bound where it is censored
+    lower: float  # t interval on the log scale; inf or 0 on the side on which a seed is censored
     upper: float
-    censored: str                         # '': no seed; '>': larger than ratio; '<': smaller; '<>': seeds beyond both ends
-    params_needed: float                  # ratio times the recurrent model's
+    censored: str  # '': no seed; '>': larger than ratio; '<': smaller; '<>': seeds beyond both ends
+    params_needed: float  # ratio times the recurrent model's
     ratio_by_seed: tuple[float, ...]
     censored_by_seed: tuple[str, ...]
-    n: int                                # seeds used
-    n_dropped: int                        # seeds without a recurrent accuracy or with fewer than two sizes
+    n: int  # seeds used
+    n_dropped: int  # seeds without a recurrent accuracy or with fewer than two sizes
     confidence_level: float
 
     @property
-    def all_beyond(self) -> bool: return len(set(self.censored_by_seed)) == 1 and bool(self.censored)      # then `ratio` is that of the end of the curve
+    # then `ratio` is that of the end of the curve
+    def all_beyond(self) -> bool:
+        return len(set(self.censored_by_seed)) == 1 and bool(self.censored)
 
     def __str__(self):
         count = sum(map(bool, self.censored_by_seed))
-        interval = f" ({self.confidence_level:.0%} interval {self.lower:.2f} to {self.upper:.2f})" if np.isfinite(self.lower) else ""
-        return f"{self.censored}{' ' * bool(self.censored)}{two_digits(self.ratio, self.censored)}{interval}" + (f", {count} of {self.n} seeds beyond the curve" if count else f", {self.n} seeds")
+        interval = (
+            f" ({self.confidence_level:.0%} interval {self.lower:.2f} to {self.upper:.2f})"
+            if np.isfinite(self.lower)
+            else ""
+        )
+        return (
+            f"{self.censored}{' ' * bool(self.censored)}{two_digits(self.ratio, self.censored)}{interval}"
+            + (f", {count} of {self.n} seeds beyond the curve" if count else f", {self.n} seeds")
+        )
 
 # %% ../../nbs/evaluation/equal_accuracy.ipynb #cell-11
-def check_curves(params: ArrayLike, accuracy_by_seed: ArrayLike, params_recurrent: float, accuracy_recurrent: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Sizes [k] in increasing order, accuracies [seeds,k] and targets [seeds]. Raises `ValueError` where they do not fit together."
-    sizes, accuracy, targets = np.asarray(params, float), np.atleast_2d(np.asarray(accuracy_by_seed, float)), np.atleast_1d(np.asarray(accuracy_recurrent, float))
-    if sizes.ndim != 1 or len(sizes) < 2: raise ValueError(f"params: expected at least two sizes, not shape {sizes.shape}")
-    if not (np.isfinite([*sizes, params_recurrent]).all() and min(*sizes, params_recurrent) > 0): raise ValueError("params, params_recurrent: must be positive and finite")
-    if len(set(sizes)) < len(sizes): raise ValueError("params: sizes must differ")
+def check_curves(
+    params: ArrayLike,
+    accuracy_by_seed: ArrayLike,
+    params_recurrent: float,
+    accuracy_recurrent: ArrayLike,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes [k] in increasing order, accuracies [seeds,k] and targets [seeds].
+
+    Raises `ValueError` where they do not fit together.
+    """
+    sizes, accuracy, targets = (
+        np.asarray(params, float),
+        np.atleast_2d(np.asarray(accuracy_by_seed, float)),
+        np.atleast_1d(np.asarray(accuracy_recurrent, float)),
+    )
+    if sizes.ndim != 1 or len(sizes) < 2:
+        raise ValueError(f"params: expected at least two sizes, not shape {sizes.shape}")
+    if not (np.isfinite([*sizes, params_recurrent]).all() and min(*sizes, params_recurrent) > 0):
+        raise ValueError("params, params_recurrent: must be positive and finite")
+    if len(set(sizes)) < len(sizes):
+        raise ValueError("params: sizes must differ")
     if accuracy.shape != (*targets.shape, len(sizes)):
-        raise ValueError(f"accuracy_by_seed: expected a row for each of {targets.size} recurrent accuracies and a column for each of {len(sizes)} sizes, not shape {accuracy.shape}")
-    if np.isinf(accuracy).any() or np.isinf(targets).any(): raise ValueError("accuracies: must be finite, NaN where a run failed")
+        raise ValueError(
+            f"accuracy_by_seed: expected a row for each of {targets.size} recurrent accuracies and"
+            f" a column for each of {len(sizes)} sizes, not shape {accuracy.shape}"
+        )
+    if np.isinf(accuracy).any() or np.isinf(targets).any():
+        raise ValueError("accuracies: must be finite, NaN where a run failed")
     order = np.argsort(sizes)
     return sizes[order], accuracy[:, order], targets
 
 # %% ../../nbs/evaluation/equal_accuracy.ipynb #cell-12
 def equal_accuracy_ratio(
-    params: ArrayLike,                # [k] sizes of the feed-forward family: parameters, or FLOPs
-    accuracy_by_seed: ArrayLike,      # [seeds, k], NaN where a run failed
-    params_recurrent: float,          # of the recurrent model, in the same unit
-    accuracy_recurrent: ArrayLike,    # [seeds]
+    params: ArrayLike,  # [k] sizes of the feed-forward family: parameters, or FLOPs
+    accuracy_by_seed: ArrayLike,  # [seeds, k], NaN where a run failed
+    params_recurrent: float,  # of the recurrent model, in the same unit
+    accuracy_recurrent: ArrayLike,  # [seeds]
     confidence_level: float = 0.95,
 ) -> EqualAccuracyRatio:
-    "The equal-accuracy parameter ratio, seed by seed, with its t interval on the log scale. Raises `ValueError` for shapes that do not fit and for no complete seed."
-    sizes, accuracy, targets = check_curves(params, accuracy_by_seed, params_recurrent, accuracy_recurrent)
-    found = [size_at_accuracy(sizes[~np.isnan(row)], row[~np.isnan(row)], t) for row, t in zip(accuracy, targets) if np.isfinite(row).sum() > 1 and np.isfinite(t)]
-    if not found: raise ValueError("accuracies: no seed has a recurrent accuracy and at least two sizes")
-    ratios, marks = np.array([size for size, _ in found]) / params_recurrent, tuple(mark for _, mark in found)
+    """The equal-accuracy parameter ratio, seed by seed, with its t interval on the log scale.
+
+    Raises `ValueError` for shapes that do not fit and for no complete seed.
+    """
+    sizes, accuracy, targets = check_curves(
+        params, accuracy_by_seed, params_recurrent, accuracy_recurrent
+    )
+    found = [
+        size_at_accuracy(sizes[~np.isnan(row)], row[~np.isnan(row)], t)
+        for row, t in zip(accuracy, targets, strict=True)
+        if np.isfinite(row).sum() > 1 and np.isfinite(t)
+    ]
+    if not found:
+        raise ValueError("accuracies: no seed has a recurrent accuracy and at least two sizes")
+    ratios, marks = (
+        np.array([size for size, _ in found]) / params_recurrent,
+        tuple(mark for _, mark in found),
+    )
     lower, upper = np.exp(t_interval(np.log(ratios), confidence_level)).tolist()
-    if len(set(marks)) == 1 and marks[0]: lower = upper = np.nan                  # all at the same end: no spread
-    if ">" in marks: upper = np.inf
-    if "<" in marks: lower = 0.
+    if len(set(marks)) == 1 and marks[0]:
+        lower = upper = np.nan  # all at the same end: no spread
+    if ">" in marks:
+        upper = np.inf
+    if "<" in marks:
+        lower = 0.0
     ratio = float(np.exp(np.log(ratios).mean()))
-    return EqualAccuracyRatio(ratio, lower, upper, "".join(sorted(set(marks))), ratio * params_recurrent, tuple(ratios.tolist()), marks, len(found), len(targets) - len(found), confidence_level)
+    return EqualAccuracyRatio(
+        ratio,
+        lower,
+        upper,
+        "".join(sorted(set(marks))),
+        ratio * params_recurrent,
+        tuple(ratios.tolist()),
+        marks,
+        len(found),
+        len(targets) - len(found),
+        confidence_level,
+    )

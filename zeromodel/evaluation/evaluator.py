@@ -20,11 +20,32 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import zeromodel.model.causal_lm  # noqa: F401  registers the model with transformers' Auto classes
-from .counts import COLUMNS, FILE_COLUMNS, SCHEMA, read_evaluation, write_evaluation
-from .metrics import EfficiencyMetrics, EvaluationReport, accuracy, accuracy_metrics, flops_reduction, kv_compression_ratio, lru_metrics, write_whole
+from zeromodel.evaluation.counts import (
+    COLUMNS,
+    FILE_COLUMNS,
+    SCHEMA,
+    read_evaluation,
+    write_evaluation,
+)
+from zeromodel.evaluation.metrics import (
+    EfficiencyMetrics,
+    EvaluationReport,
+    accuracy,
+    accuracy_metrics,
+    flops_reduction,
+    kv_compression_ratio,
+    lru_metrics,
+    write_whole,
+)
 from .param_counter import ModelCost
 from ..tasks.answers import answer, encode_as
 from ..tasks.causal_loop import parse
@@ -35,152 +56,340 @@ _all_ = ["accuracy", "read_evaluation"]
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-06
 def unit_record(lru_outputs: Sequence, like: torch.Tensor) -> dict[str, torch.Tensor]:
-    "What the units did at every position [B,S] where an answer is read; zero iterations without a unit."
-    if not lru_outputs: return {"iterations": torch.zeros_like(like), "ponder_cost": torch.full(like.shape, float("nan")), "convergence_ratio": torch.full(like.shape, float("nan"))}
+    """What the units did at every position [B,S] where an answer is read; zero iterations
+    without a unit.
+    """
+    if not lru_outputs:
+        return {
+            "iterations": torch.zeros_like(like),
+            "ponder_cost": torch.full(like.shape, float("nan")),
+            "convergence_ratio": torch.full(like.shape, float("nan")),
+        }
+
     def settling(unit):
         last = unit.residuals.gather(0, unit.num_iterations[None] - 1)[0]
         return last / unit.residuals[0].clamp(min=1e-12)
-    mean = lambda tensors: torch.stack(list(tensors)).mean(0).cpu()
-    return {"iterations": sum(unit.num_iterations for unit in lru_outputs).cpu(), "ponder_cost": mean(unit.ponder_cost for unit in lru_outputs), "convergence_ratio": mean(map(settling, lru_outputs))}
+
+    def mean(tensors):
+        return torch.stack(list(tensors)).mean(0).cpu()
+
+    return {
+        "iterations": sum(unit.num_iterations for unit in lru_outputs).cpu(),
+        "ponder_cost": mean(unit.ponder_cost for unit in lru_outputs),
+        "convergence_ratio": mean(map(settling, lru_outputs)),
+    }
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cd266ae1
-parsed = lru_cache(10_000)(parse)      # the same questions are asked of every seed and at every exit
+parsed = lru_cache(10_000)(parse)  # the same questions are asked of every seed and at every exit
 
 
 def number(value: int | None) -> int:
-    "A field of a sample; -1 for a loop that never settles."
+    """A field of a sample; -1 for a loop that never settles."""
     return -1 if value is None else int(value)
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[dict], batch_size: int = 256, **told) -> pd.DataFrame:
-    "A row for each question, in order. `told`: what the units are told, such as `num_iterations` and `forced_exit`."
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[dict],
+    batch_size: int = 256,
+    **told,
+) -> pd.DataFrame:
+    """A row for each question, in order.
+
+    `told`: what the units are told, such as `num_iterations` and `forced_exit`.
+    """
     model.eval()
     parts = []
     for start in range(0, len(samples), batch_size):
-        part = samples[start:start + batch_size]
-        batch = {k: torch.from_numpy(v) for k, v in encode([parsed(s["text"]) for s in part], tokenizer).items()}
-        out = model(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), **told)
+        part = samples[start : start + batch_size]
+        batch = {
+            k: torch.from_numpy(v)
+            for k, v in encode([parsed(s["text"]) for s in part], tokenizer).items()
+        }
+        out = model(
+            batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), **told
+        )
         asked, right = score(out.logits.cpu(), batch["labels"])
-        shifted = lambda x: torch.cat([x[:, :1], x[:, :-1]], 1)                                # a label is predicted one position earlier
+
+        # a label is predicted one position earlier
+        def shifted(x):
+            return torch.cat([x[:, :1], x[:, :-1]], 1)
+
         units = {k: shifted(x) for k, x in unit_record(out.lru_outputs, batch["labels"]).items()}
-        known = {name: torch.tensor([number(s[key]) for s in part])[:, None].expand_as(asked) for name, key in SAMPLE_COLUMNS.items()}
+        known = {
+            name: torch.tensor([number(s[key]) for s in part])[:, None].expand_as(asked)
+            for name, key in SAMPLE_COLUMNS.items()
+        }
         which = (start + torch.arange(len(part)))[:, None].expand_as(asked)
-        columns = {"sample": which, **known, "depth": batch["query_depth"], **units, "target": batch["labels"], "prediction": shifted(out.logits.argmax(-1).cpu()), "correct": right.long()}
+        columns = {
+            "sample": which,
+            **known,
+            "depth": batch["query_depth"],
+            **units,
+            "target": batch["labels"],
+            "prediction": shifted(out.logits.argmax(-1).cpu()),
+            "correct": right.long(),
+        }
         parts.append(pd.DataFrame({k: x[asked].numpy() for k, x in columns.items()}))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/evaluation/evaluator.ipynb #ba6fca98
-def spoken(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[dict], format: str, batch_size: int = 256) -> pd.DataFrame:
-    "The rows of `answers` for a model of another format than `parallel`, without what was read off."
-    arrays = {k: torch.from_numpy(v).to(model.device) for k, v in encode_as(format, [parse(s["text"]) for s in samples], tokenizer).items()}
+def spoken(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[dict],
+    format: str,
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """The rows of `answers` for a model of another format than `parallel`, without what was read
+    off.
+    """
+    arrays = {
+        k: torch.from_numpy(v).to(model.device)
+        for k, v in encode_as(format, [parse(s["text"]) for s in samples], tokenizer).items()
+    }
     right, depth = answer(model.eval(), tokenizer, arrays, format, batch_size)
     which = (arrays["query_depth"] >= 0).nonzero()[:, 0].tolist()
     known = {name: [number(samples[i][key]) for i in which] for name, key in SAMPLE_COLUMNS.items()}
-    return pd.DataFrame({"sample": which, **known, "depth": depth.numpy(), "iterations": 0, "ponder_cost": float("nan"), "convergence_ratio": float("nan"), "correct": right.long().numpy()})
+    return pd.DataFrame(
+        {
+            "sample": which,
+            **known,
+            "depth": depth.numpy(),
+            "iterations": 0,
+            "ponder_cost": float("nan"),
+            "convergence_ratio": float("nan"),
+            "correct": right.long().numpy(),
+        }
+    )
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-10
-SAMPLE_COLUMNS = {"level": "level", "forward": "forward", "num_vars": "num_vars", "num_steps": "num_rules", "tau": "tau"}      # name here: field of a sample
+# name here: field of a sample
+SAMPLE_COLUMNS = {
+    "level": "level",
+    "forward": "forward",
+    "num_vars": "num_vars",
+    "num_steps": "num_rules",
+    "tau": "tau",
+}
 
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
-    "How many answers `n` there are of each kind."
-    return rows[COLUMNS].value_counts().rename("n").reset_index().sort_values(COLUMNS, ignore_index=True)
+    """How many answers `n` there are of each kind."""
+    return (
+        rows[COLUMNS]
+        .value_counts()
+        .rename("n")
+        .reset_index()
+        .sort_values(COLUMNS, ignore_index=True)
+    )
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[dict], batch_size: int = 256, format: str = "parallel", **told) -> pd.DataFrame:
-    "Counts `n` of the answered questions by `COLUMNS`; `iterations`: of all latent reasoning units together at the place of the question, 0 without a unit."
-    return counted(answers(model, tokenizer, samples, batch_size, **told) if format == "parallel" else spoken(model, tokenizer, samples, format, batch_size))
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[dict],
+    batch_size: int = 256,
+    format: str = "parallel",
+    **told,
+) -> pd.DataFrame:
+    """Counts `n` of the answered questions by `COLUMNS`; `iterations`: of all latent reasoning
+    units together at the place of the question, 0 without a unit.
+    """
+    return counted(
+        answers(model, tokenizer, samples, batch_size, **told)
+        if format == "parallel"
+        else spoken(model, tokenizer, samples, format, batch_size)
+    )
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-16
 def exits(config: PreTrainedConfig) -> range:
-    "Numbers of iterations to ask for: one to twice the trained maximum, of the units or, without any, of the loops; none where nothing iterates."
+    """Numbers of iterations to ask for: one to twice the trained maximum, of the units or,
+    without any, of the loops; none where nothing iterates.
+    """
     unit = any(config.has_lru(i) for i in range(config.num_hidden_layers))
     trained = config.lru_max_iterations if unit else config.num_loops if config.num_loops > 1 else 0
     return range(1, 2 * trained + 1)
 
 
 def told_to_exit(config: PreTrainedConfig, after: int) -> dict[str, int]:
-    "What a model is told so that it makes `after` iterations, whatever it would have done."
-    return {"num_iterations": after, "forced_exit": after} if any(config.has_lru(i) for i in range(config.num_hidden_layers)) else {"num_loops": after}
+    """What a model is told so that it makes `after` iterations, whatever it would have done."""
+    return (
+        {"num_iterations": after, "forced_exit": after}
+        if any(config.has_lru(i) for i in range(config.num_hidden_layers))
+        else {"num_loops": after}
+    )
 
 
-def iteration_grid(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[dict], batch_size: int = 256) -> pd.DataFrame:
-    "`evaluate` at every forced exit, which is the first column, `forced`."
-    tables = [evaluate(model, tokenizer, samples, batch_size, **told_to_exit(model.config, k)).assign(forced=k) for k in exits(model.config)]
-    return pd.concat(tables, ignore_index=True)[["forced", *COLUMNS, "n"]] if tables else pd.DataFrame(columns=["forced", *COLUMNS, "n"])
+def iteration_grid(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[dict],
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """`evaluate` at every forced exit, which is the first column, `forced`."""
+    tables = [
+        evaluate(model, tokenizer, samples, batch_size, **told_to_exit(model.config, k)).assign(
+            forced=k
+        )
+        for k in exits(model.config)
+    ]
+    return (
+        pd.concat(tables, ignore_index=True)[["forced", *COLUMNS, "n"]]
+        if tables
+        else pd.DataFrame(columns=["forced", *COLUMNS, "n"])
+    )
 
 # %% ../../nbs/evaluation/evaluator.ipynb #409fb9c1
 @lru_cache
 def own_code() -> str:
-    "The code that answers."
+    """The code that answers."""
     return code_of("zeromodel.evaluation.evaluator")
 
 
 def key_of_part(weights: Path, samples: list[dict], format: str, forced: int) -> str:
-    "What a part depends on: the files of the model, the questions and what is told about them, the forced exit, the schema, the code."
-    digest = hashlib.sha256(json.dumps([SCHEMA, format, forced, own_code(), [[s["text"], s["answer"], *(s[key] for key in SAMPLE_COLUMNS.values())] for s in samples]]).encode())
-    for file in sorted(p for p in weights.iterdir() if p.is_file()): digest.update(file.name.encode() + file.read_bytes())
+    """What a part depends on: the files of the model, the questions and what is told about them,
+    the forced exit, the schema, the code.
+    """
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                SCHEMA,
+                format,
+                forced,
+                own_code(),
+                [
+                    [s["text"], s["answer"], *(s[key] for key in SAMPLE_COLUMNS.values())]
+                    for s in samples
+                ],
+            ]
+        ).encode()
+    )
+    for file in sorted(p for p in weights.iterdir() if p.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
 def seed_report(name: str, rows: pd.DataFrame, model: PreTrainedModel) -> EvaluationReport:
-    "The metrics of one seed."
+    """The metrics of one seed."""
     config, cost = model.config, ModelCost(model.config)
     units = config.num_loops * sum(config.has_lru(i) for i in range(config.num_hidden_layers))
     lru = lru_metrics(rows, config.lru_max_iterations, units)
-    saved = flops_reduction(lru.avg_iterations, config.lru_max_iterations, cost) if units else float("nan")
-    return EvaluationReport(name, accuracy_metrics(rows), lru, EfficiencyMetrics(saved, kv_compression_ratio=kv_compression_ratio(cost)))
+    saved = (
+        flops_reduction(lru.avg_iterations, config.lru_max_iterations, cost)
+        if units
+        else float("nan")
+    )
+    return EvaluationReport(
+        name,
+        accuracy_metrics(rows),
+        lru,
+        EfficiencyMetrics(saved, kv_compression_ratio=kv_compression_ratio(cost)),
+    )
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-20
 def load(weights: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    "The model and the tokenizer of a run, on the GPU where there is one."
-    model = AutoModelForCausalLM.from_pretrained(weights).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    """The model and the tokenizer of a run, on the GPU where there is one."""
+    model = (
+        AutoModelForCausalLM.from_pretrained(weights)
+        .eval()
+        .to("cuda" if torch.cuda.is_available() else "cpu")
+    )
     return model, PreTrainedTokenizerFast.from_pretrained(weights)
 
 
-def make_part(name: str, weights: Path, samples: list[dict], format: str, forced: int, path: Path) -> dict:
-    "The part at `path`, computed if it is not there or is of other weights or questions."
+def make_part(
+    name: str, weights: Path, samples: list[dict], format: str, forced: int, path: Path
+) -> dict:
+    """The part at `path`, computed if it is not there or is of other weights or questions."""
     key = key_of_part(weights, samples, format, forced)
-    if path.exists() and (part := json.loads(path.read_text(encoding="utf-8")))["key"] == key: return part
+    if path.exists() and (part := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+        return part
     model, tokenizer = load(weights)
-    rows = answers(model, tokenizer, samples, **(told_to_exit(model.config, forced) if forced else {})) if format == "parallel" else spoken(model, tokenizer, samples, format)
-    part = {"key": key, "rows": counted(rows)[[*COLUMNS, "n"]].values.tolist(), "report": None if forced else seed_report(name, rows, model).to_dict()}
+    rows = (
+        answers(model, tokenizer, samples, **(told_to_exit(model.config, forced) if forced else {}))
+        if format == "parallel"
+        else spoken(model, tokenizer, samples, format)
+    )
+    part = {
+        "key": key,
+        "rows": counted(rows)[[*COLUMNS, "n"]].values.tolist(),
+        "report": None if forced else seed_report(name, rows, model).to_dict(),
+    }
     write_whole(path, json.dumps(part).encode())
     return part
 
 # %% ../../nbs/evaluation/evaluator.ipynb #cell-21
 def alone():
-    "What a process of several does first: one thread is as good as two for models this small."
+    """What a process of several does first: one thread is as good as two for models this small."""
     die_with_parent()
     torch.set_num_threads(1)
 
 
 def each(function: Callable, tasks: list[tuple], at_once: int) -> list[Any]:
-    "What `function` returns for each of `tasks`, in order; in `at_once` processes if more than one."
-    if at_once == 1 or len(tasks) < 2: return [function(*task) for task in tasks]
-    with ProcessPoolExecutor(min(at_once, len(tasks)), get_context("fork" if sys.platform == "linux" else "spawn"), alone) as pool: return list(pool.map(function, *zip(*tasks)))
+    """What `function` returns for each of `tasks`, in order; in `at_once` processes if more than
+    one.
+    """
+    if at_once == 1 or len(tasks) < 2:
+        return [function(*task) for task in tasks]
+    with ProcessPoolExecutor(
+        min(at_once, len(tasks)), get_context("fork" if sys.platform == "linux" else "spawn"), alone
+    ) as pool:
+        return list(pool.map(function, *zip(*tasks, strict=True)))
 
 # %% ../../nbs/evaluation/evaluator.ipynb #whole-01
 def evaluate_whole(
     name: str,
-    folder: Path,                       # the weights are in folder/SEED/model; a seed without (a failed run) has no rows
+    folder: Path,  # the weights are in folder/SEED/model; a seed without (a failed run) has no rows
     seeds: list[int],
     samples: list[dict],
-    out: Path,                          # where NAME.parquet and NAME.json go
-    parts: Path | None = None,          # where what is done so far is kept; default out/parts/NAME
-    format: str = "parallel",           # in which the models were trained; in others nothing is forced to exit
-    forced_samples: list[dict] | None = None,      # asked at the forced exits; default all
-    most_exits: int | None = None,      # forced exits; default all
-    at_once: int = 1,                   # processes that answer
+    out: Path,  # where NAME.parquet and NAME.json go
+    parts: Path | None = None,  # where what is done so far is kept; default out/parts/NAME
+    # in which the models were trained; in others nothing is forced to exit
+    format: str = "parallel",
+    forced_samples: list[dict] | None = None,  # asked at the forced exits; default all
+    most_exits: int | None = None,  # forced exits; default all
+    at_once: int = 1,  # processes that answer
 ) -> pd.DataFrame:
-    "The whole evaluation of one experiment, from where it was stopped; returns the table of `FILE_COLUMNS`."
+    """The whole evaluation of one experiment, from where it was stopped; returns the table of
+    `FILE_COLUMNS`.
+    """
     weights = {seed: w for seed in seeds if (w := Path(folder) / str(seed) / "model").exists()}
-    todo = [(seed, forced) for seed, w in weights.items() for forced in [0, *(exits(AutoConfig.from_pretrained(w))[:most_exits] if format == "parallel" else [])]]
-    asked = lambda forced: forced_samples if forced and forced_samples is not None else samples
+    todo = [
+        (seed, forced)
+        for seed, w in weights.items()
+        for forced in [
+            0,
+            *(exits(AutoConfig.from_pretrained(w))[:most_exits] if format == "parallel" else []),
+        ]
+    ]
+
+    def asked(forced):
+        return forced_samples if forced and forced_samples is not None else samples
+
     kept = Path(parts or Path(out) / "parts" / name)
-    made = each(make_part, [(f"{name}, seed {seed}", weights[seed], asked(forced), format, forced, kept / f"{seed}-{forced}.json") for seed, forced in todo], at_once)
-    rows = [[*which, *row] for which, part in zip(todo, made) for row in part["rows"]]
-    reports = {str(seed): part["report"] for (seed, forced), part in zip(todo, made) if not forced}
+    made = each(
+        make_part,
+        [
+            (
+                f"{name}, seed {seed}",
+                weights[seed],
+                asked(forced),
+                format,
+                forced,
+                kept / f"{seed}-{forced}.json",
+            )
+            for seed, forced in todo
+        ],
+        at_once,
+    )
+    rows = [[*which, *row] for which, part in zip(todo, made, strict=True) for row in part["rows"]]
+    reports = {
+        str(seed): part["report"]
+        for (seed, forced), part in zip(todo, made, strict=True)
+        if not forced
+    }
     write_evaluation(out, name, rows, reports)
     return pd.DataFrame(rows, columns=FILE_COLUMNS, dtype="int64")

@@ -19,118 +19,186 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-06
-def as_vector(x: ArrayLike, name: str = "x") -> np.ndarray:    # [n]
-    "The numbers in `x` as floats, NaN where one is missing. Raises `ValueError` for more than one column, text, or infinite values."
-    try: values = np.asarray(x, float)
-    except (TypeError, ValueError): raise ValueError(f"{name}: expected numbers, with NaN for a missing one") from None
-    if values.ndim == 2 and 1 in values.shape: values = values.ravel()
-    if values.ndim != 1: raise ValueError(f"{name}: expected one number per seed, not an array of shape {values.shape}")
-    if np.isinf(values).any(): raise ValueError(f"{name}[{np.isinf(values).argmax()}] is infinite; a failed seed is NaN")
+def as_vector(x: ArrayLike, name: str = "x") -> np.ndarray:  # [n]
+    """The numbers in `x` as floats, NaN where one is missing.
+
+    Raises `ValueError` for more than one column, text, or infinite values.
+    """
+    try:
+        values = np.asarray(x, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected numbers, with NaN for a missing one") from None
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.ravel()
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name}: expected one number per seed, not an array of shape {values.shape}"
+        )
+    if np.isinf(values).any():
+        raise ValueError(f"{name}[{np.isinf(values).argmax()}] is infinite; a failed seed is NaN")
     return values
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-09
 def t_interval(x: ArrayLike, confidence_level: float = 0.95) -> tuple[float, float]:
-    "Student's t interval of the mean of `x` [n], missing values left out; NaN for fewer than two."
+    """Student's t interval of the mean of `x` [n], missing values left out; NaN for fewer than
+    two.
+    """
     x = as_vector(x)
     x, n = x[~np.isnan(x)], int((~np.isnan(x)).sum())
-    if not 0 < confidence_level < 1: raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
-    if n < 2: return float("nan"), float("nan")
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
+    if n < 2:
+        return float("nan"), float("nan")
     half = stats.t.ppf((1 + confidence_level) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n)
     return float(x.mean() - half), float(x.mean() + half)
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-12
-ENUMERATED = 8      # up to here all resamples are listed
+ENUMERATED = 8  # up to here all resamples are listed
 
 
 @lru_cache(maxsize=ENUMERATED)
 def every_resample(n: int) -> tuple[np.ndarray, np.ndarray]:
-    "All multisets of `n` draws from 0..n-1 as indices [C(2n-1,n), n], and the probability of each."
+    """All multisets of `n` draws from 0..n-1 as indices [C(2n-1,n), n], and the probability of
+    each.
+    """
     indices = np.array(list(combinations_with_replacement(range(n), n)))
     counts = (indices[..., None] == np.arange(n)).sum(1)
     ways = factorial(n) / np.array([factorial(k) for k in range(n + 1)])[counts].prod(1)
-    return indices, ways / n ** n
+    return indices, ways / n**n
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-15
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, p: np.ndarray) -> np.ndarray:
-    "Quantiles `p` of weighted values: the inverse of the distribution function, the middle where that is flat (Hyndman and Fan 1996, type 2)."
+    """Quantiles `p` of weighted values: the inverse of the distribution function, the middle
+    where that is flat (Hyndman and Fan 1996, type 2).
+    """
     order = np.argsort(values)
     share = np.cumsum(weights[order]) / weights.sum()
-    left, right = (np.searchsorted(share, np.asarray(p) + e).clip(max=len(values) - 1) for e in (-1e-12, 1e-12))
+    left, right = (
+        np.searchsorted(share, np.asarray(p) + e).clip(max=len(values) - 1) for e in (-1e-12, 1e-12)
+    )
     return (values[order][left] + values[order][right]) / 2
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-18
-def bca_levels(p: np.ndarray, x: np.ndarray, draws: np.ndarray, weights: np.ndarray, statistic: Callable) -> np.ndarray:
-    "The quantiles that BCa reads instead of `p`: moved by the bias and the jackknife acceleration (Efron 1987)."
+def bca_levels(
+    p: np.ndarray, x: np.ndarray, draws: np.ndarray, weights: np.ndarray, statistic: Callable
+) -> np.ndarray:
+    """The quantiles that BCa reads instead of `p`: moved by the bias and the jackknife
+    acceleration (Efron 1987).
+    """
     estimate = statistic(x, axis=-1)
     tie = np.abs(draws - estimate) <= 1e-12 * np.abs(draws).max()
-    below = (weights * np.where(tie, .5, draws < estimate)).sum() / weights.sum()
+    below = (weights * np.where(tie, 0.5, draws < estimate)).sum() / weights.sum()
     without = np.array([statistic(np.delete(x, i), axis=-1) for i in range(len(x))])
     u = without.mean() - without
-    a = (u ** 3).sum() / (6 * (u ** 2).sum() ** 1.5) if (u ** 2).sum() > 1e-24 * estimate ** 2 else 0.
+    a = (u**3).sum() / (6 * (u**2).sum() ** 1.5) if (u**2).sum() > 1e-24 * estimate**2 else 0.0
     z = stats.norm.ppf(below) + stats.norm.ppf(p)
     return stats.norm.cdf(stats.norm.ppf(below) + z / (1 - a * z))
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-19
 @dataclass(frozen=True)
 class BootstrapResult:
-    "A bootstrap interval and how it was made."
+    """A bootstrap interval and how it was made."""
+
     lower: float
     upper: float
-    estimate: float              # the statistic of the sample
+    estimate: float  # the statistic of the sample
     method: str
     confidence_level: float
-    n: int                       # values used
-    n_dropped: int               # missing values left out
+    n: int  # values used
+    n_dropped: int  # missing values left out
     n_resamples: int
-    exact: bool                  # all resamples listed; no random number was used
-    degenerate: bool = False     # all values are the same, and the interval is that value
+    exact: bool  # all resamples listed; no random number was used
+    degenerate: bool = False  # all values are the same, and the interval is that value
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-20
 METHODS = ("bca", "percentile", "basic", "expanded")
 
 
-def interval_of_draws(x: np.ndarray, draws: np.ndarray, weights: np.ndarray, method: str, confidence_level: float, statistic: Callable) -> tuple[float, float]:
-    "Read the interval of `statistic(x)` off its weighted bootstrap draws."
-    n, estimate, p = len(x), float(statistic(x, axis=-1)), np.array([1 - confidence_level, 1 + confidence_level]) / 2
-    if method == "bca": p = bca_levels(p, x, draws, weights, statistic)
-    if method == "expanded": p = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(p, n - 1))
+def interval_of_draws(
+    x: np.ndarray,
+    draws: np.ndarray,
+    weights: np.ndarray,
+    method: str,
+    confidence_level: float,
+    statistic: Callable,
+) -> tuple[float, float]:
+    """Read the interval of `statistic(x)` off its weighted bootstrap draws."""
+    n, estimate, p = (
+        len(x),
+        float(statistic(x, axis=-1)),
+        np.array([1 - confidence_level, 1 + confidence_level]) / 2,
+    )
+    if method == "bca":
+        p = bca_levels(p, x, draws, weights, statistic)
+    if method == "expanded":
+        p = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(p, n - 1))
     lower, upper = weighted_quantile(draws, weights, p).tolist()
     return (2 * estimate - upper, 2 * estimate - lower) if method == "basic" else (lower, upper)
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-22
-def resamples(n: int, n_resamples: int, rng: np.random.Generator) -> tuple[Iterable[np.ndarray], np.ndarray]:
-    "Blocks of resamples as indices [B,n], and the weight of each resample: all of them for up to 8 values, random ones above."
-    if n <= ENUMERATED: return [every_resample(n)[0]], every_resample(n)[1]
+def resamples(
+    n: int, n_resamples: int, rng: np.random.Generator
+) -> tuple[Iterable[np.ndarray], np.ndarray]:
+    """Blocks of resamples as indices [B,n], and the weight of each resample: all of them for up
+    to 8 values, random ones above.
+    """
+    if n <= ENUMERATED:
+        return [every_resample(n)[0]], every_resample(n)[1]
     blocks = np.array_split(np.arange(n_resamples), -(-n_resamples * n // 2_000_000))
     return (rng.integers(n, size=(len(b), n)) for b in blocks), np.ones(n_resamples)
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-23
 def check_bootstrap(confidence_level: float, method: str, n_resamples: int):
-    "Raises `ValueError` for a setting that no bootstrap can have."
-    if not 0 < confidence_level < 1: raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
-    if method not in METHODS: raise ValueError(f"method='{method}': must be one of {', '.join(METHODS)}")
-    if n_resamples < 1: raise ValueError(f"n_resamples={n_resamples}: must be at least 1")
+    """Raises `ValueError` for a setting that no bootstrap can have."""
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level={confidence_level}: must be between 0 and 1, like 0.95")
+    if method not in METHODS:
+        raise ValueError(f"method='{method}': must be one of {', '.join(METHODS)}")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples={n_resamples}: must be at least 1")
 
 # %% ../../nbs/evaluation/intervals.ipynb #cell-24
 def bootstrap_ci(
-    x: ArrayLike,                              # [n], NaN where a value is missing
+    x: ArrayLike,  # [n], NaN where a value is missing
     confidence_level: float = 0.95,
-    method: str = "bca",                       # bca, percentile, basic, expanded
-    n_resamples: int = 10_000,                 # used above 8 values
-    rng: np.random.Generator | int = 0,        # or its seed; used above 8 values
-    statistic: Callable = np.mean,             # called as statistic(values, axis=-1)
+    method: str = "bca",  # bca, percentile, basic, expanded
+    n_resamples: int = 10_000,  # used above 8 values
+    rng: np.random.Generator | int = 0,  # or its seed; used above 8 values
+    statistic: Callable = np.mean,  # called as statistic(values, axis=-1)
 ) -> BootstrapResult:
-    "Bootstrap interval of a statistic of independent values: exact for up to 8 of them. Raises `ValueError` for no values; warns below 10, where percentile and BCa intervals are too narrow."
+    """Bootstrap interval of a statistic of independent values: exact for up to 8 of them.
+
+    Raises `ValueError` for no values; warns below 10, where percentile and BCa intervals are too
+    narrow.
+    """
     check_bootstrap(confidence_level, method, n_resamples)
     given = as_vector(x)
     x = np.sort(given[~np.isnan(given)])
     n, dropped = len(x), int(np.isnan(given).sum())
-    if n == 0: raise ValueError("x: no values to resample" + (f", all {dropped} are NaN" if dropped else ""))
+    if n == 0:
+        raise ValueError(
+            "x: no values to resample" + (f", all {dropped} are NaN" if dropped else "")
+        )
     if x[-1] - x[0] <= 1e-12 * np.abs(x).max():
         c = float(statistic(x, axis=-1))
-        return BootstrapResult(c, c, c, method, confidence_level, n, dropped, 0, True, degenerate=True)
-    if n < 10 and method in ("bca", "percentile"):      # the numbers are measured below
-        warnings.warn(f"{method} interval of {n} values: at 5 values it covers about 85% instead of 95% (t_interval: 95%, method='expanded': 92%)", stacklevel=2)
+        return BootstrapResult(
+            c, c, c, method, confidence_level, n, dropped, 0, True, degenerate=True
+        )
+    if n < 10 and method in ("bca", "percentile"):  # the numbers are measured below
+        warnings.warn(
+            f"{method} interval of {n} values: at 5 values it covers about 85% instead of 95%"
+            " (t_interval: 95%, method='expanded': 92%)",
+            stacklevel=2,
+        )
     blocks, weights = resamples(n, n_resamples, np.random.default_rng(rng))
     draws = np.concatenate([statistic(x[indices], axis=-1) for indices in blocks])
-    return BootstrapResult(*interval_of_draws(x, draws, weights, method, confidence_level, statistic), float(statistic(x, axis=-1)), method, confidence_level, n, dropped, len(draws), n <= ENUMERATED)
+    return BootstrapResult(
+        *interval_of_draws(x, draws, weights, method, confidence_level, statistic),
+        float(statistic(x, axis=-1)),
+        method,
+        confidence_level,
+        n,
+        dropped,
+        len(draws),
+        n <= ENUMERATED,
+    )

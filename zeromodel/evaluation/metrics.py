@@ -30,7 +30,9 @@ NAN = float("nan")
 
 
 def accuracy(table: pd.DataFrame, by: list[str]) -> pd.Series:
-    "Share of right answers in each group of `by`; `table`: `correct`, and how often in `n` when rows are counted."
+    """Share of right answers in each group of `by`; `table`: `correct`, and how often in `n`
+    when rows are counted.
+    """
     n = table.n if "n" in table else pd.Series(1, table.index)
     groups = [table[k] for k in by]
     return (table.correct * n).groupby(groups).sum() / n.groupby(groups).sum()
@@ -38,7 +40,8 @@ def accuracy(table: pd.DataFrame, by: list[str]) -> pd.Series:
 
 @dataclass
 class AccuracyMetrics:
-    "Shares of right answers; the keys of the dictionaries are levels, sizes, depths."
+    """Shares of right answers; the keys of the dictionaries are levels, sizes, depths."""
+
     overall_accuracy: float
     accuracy_by_level: dict[int, float]
     accuracy_by_num_vars: dict[int, float]
@@ -49,16 +52,26 @@ class AccuracyMetrics:
 
 
 def accuracy_metrics(table: pd.DataFrame) -> AccuracyMetrics:
-    "All of them from rows of answers, or from rows that are counted in `n`; a column that is missing gives an empty dictionary."
+    """All of them from rows of answers, or from rows that are counted in `n`; a column that is
+    missing gives an empty dictionary.
+    """
     n = table.n if "n" in table else pd.Series(1, table.index)
     total = int(n.sum())
-    by = [{int(k): float(v) for k, v in accuracy(table, [key]).items()} if key in table and total else {} for key in ("level", "num_vars", "num_steps", "depth", "tau")]
+    by = [
+        {int(k): float(v) for k, v in accuracy(table, [key]).items()}
+        if key in table and total
+        else {}
+        for key in ("level", "num_vars", "num_steps", "depth", "tau")
+    ]
     return AccuracyMetrics(float((table.correct * n).sum() / total) if total else NAN, *by, total)
 
 # %% ../../nbs/evaluation/metrics.ipynb #786193c2
 @dataclass
 class LRUMetrics:
-    "What the latent reasoning units did, a unit and a question at a time; NaN where it is not known."
+    """What the latent reasoning units did, a unit and a question at a time; NaN where it is not
+    known.
+    """
+
     avg_iterations: float
     convergence_ratio: float
     converged_ratio: float
@@ -69,26 +82,53 @@ class LRUMetrics:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    "Spearman's rank correlation of x and y [n]; NaN when one of them does not vary."
-    return float(stats.spearmanr(x, y).statistic) if len(x) > 1 and len(set(x)) > 1 and len(set(y)) > 1 else NAN
+    """Spearman's rank correlation of x and y [n]; NaN when one of them does not vary."""
+    return (
+        float(stats.spearmanr(x, y).statistic)
+        if len(x) > 1 and len(set(x)) > 1 and len(set(y)) > 1
+        else NAN
+    )
 
 
 def lru_metrics(table: pd.DataFrame, max_iterations: int, num_units: int = 1) -> LRUMetrics:
-    "From rows of answers or rows counted in `n`; `iterations`: of all `num_units` units (in all loops) together; `ponder_cost`, `convergence_ratio`: averaged over them."
-    if "n" in table: table = (table := table.reset_index(drop=True)).loc[table.index.repeat(table.n)]
-    if "iterations" not in table or not len(table) or not num_units: return LRUMetrics(*[NAN] * 6, {})
+    """From rows of answers or rows counted in `n`; `iterations`: of all `num_units` units (in
+    all loops) together; `ponder_cost`, `convergence_ratio`: averaged over them.
+    """
+    if "n" in table:
+        table = (table := table.reset_index(drop=True)).loc[table.index.repeat(table.n)]
+    if "iterations" not in table or not len(table) or not num_units:
+        return LRUMetrics(*[NAN] * 6, {})
     mine = table.iterations / num_units
-    mean = lambda key: float(table[key].mean()) if key in table else NAN
-    ponder = mean("ponder_cost") if "ponder_cost" in table and table.ponder_cost.notna().any() else float(mine.mean())
+
+    def mean(key):
+        return float(table[key].mean()) if key in table else NAN
+
+    ponder = (
+        mean("ponder_cost")
+        if "ponder_cost" in table and table.ponder_cost.notna().any()
+        else float(mine.mean())
+    )
     converged = mean("converged") if "converged" in table else float((mine < max_iterations).mean())
-    by_depth = {int(k): float(v) for k, v in mine.groupby(table.depth).mean().items()} if "depth" in table else {}
-    return LRUMetrics(float(mine.mean()), mean("convergence_ratio"), converged, float((mine <= 2).mean()), ponder / max_iterations,
-                      spearman(mine, table.depth) if "depth" in table else NAN, by_depth)
+    by_depth = (
+        {int(k): float(v) for k, v in mine.groupby(table.depth).mean().items()}
+        if "depth" in table
+        else {}
+    )
+    return LRUMetrics(
+        float(mine.mean()),
+        mean("convergence_ratio"),
+        converged,
+        float((mine <= 2).mean()),
+        ponder / max_iterations,
+        spearman(mine, table.depth) if "depth" in table else NAN,
+        by_depth,
+    )
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-12
 @dataclass
 class EfficiencyMetrics:
-    "What halting and the latent cache save; what was not measured is NaN."
+    """What halting and the latent cache save; what was not measured is NaN."""
+
     flops_reduction: float
     speedup_vs_fixed: float = NAN
     kv_compression_ratio: float = NAN
@@ -97,75 +137,163 @@ class EfficiencyMetrics:
     cache_bytes: float = NAN
 
 
-def flops_reduction(avg_iterations: float, max_iterations: int, cost: ModelCost | None = None, length: int = 64) -> float:
-    "Share of the operations that are saved by `avg_iterations` instead of `max_iterations`: of the whole model when its cost is given."
-    if cost is None: return 1 - avg_iterations / max_iterations
-    work = lambda n: sum(cost.flops_per_token(length, num_iterations=n).values())
+def flops_reduction(
+    avg_iterations: float, max_iterations: int, cost: ModelCost | None = None, length: int = 64
+) -> float:
+    """Share of the operations that are saved by `avg_iterations` instead of `max_iterations`: of
+    the whole model when its cost is given.
+    """
+    if cost is None:
+        return 1 - avg_iterations / max_iterations
+
+    def work(n):
+        return sum(cost.flops_per_token(length, num_iterations=n).values())
+
     return 1 - work(avg_iterations) / work(max_iterations)
 
 
 def kv_compression_ratio(cost: ModelCost, length: int = 64) -> float:
-    "Cache of the same model with grouped-query attention and without units, over its own."
+    """Cache of the same model with grouped-query attention and without units, over its own."""
     config = cost.config
-    keys = {k: getattr(config, k) for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_loops")}
-    plain = ModelCost(ModelSizes(**keys, attention="gqa", num_key_value_heads=config.mla().num_key_value_heads, head_dim=config.mla().head_dim))
+    keys = {
+        k: getattr(config, k)
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_loops",
+        )
+    }
+    plain = ModelCost(
+        ModelSizes(
+            **keys,
+            attention="gqa",
+            num_key_value_heads=config.mla().num_key_value_heads,
+            head_dim=config.mla().head_dim,
+        )
+    )
     return plain.kv_cache_bytes(length) / cost.kv_cache_bytes(length)
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-15
 def as_array(x: Any) -> np.ndarray:
-    "An array from a tensor of any device, an array, or a list."
+    """An array from a tensor of any device, an array, or a list."""
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
 def unit_columns(lru_outputs: Sequence[Any], size: int) -> dict[str, np.ndarray]:
-    "What the entries say of `size` samples: averages over units; converged when all are. Raises `ValueError`."
-    read = lambda entry, key: entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+    """What the entries say of `size` samples: averages over units; converged when all are.
+
+    Raises `ValueError`.
+    """
+
+    def read(entry, key):
+        return entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+
     columns = {}
-    for key, name in (("avg_iterations", "iterations"), ("converged", "converged"), ("ponder_cost", "ponder_cost"), ("convergence_ratio", "convergence_ratio")):
+    for key, name in (
+        ("avg_iterations", "iterations"),
+        ("converged", "converged"),
+        ("ponder_cost", "ponder_cost"),
+        ("convergence_ratio", "convergence_ratio"),
+    ):
         values = [read(entry, key) for entry in lru_outputs]
-        if not values or any(v is None for v in values): continue
-        array = np.stack([as_array(v) for v in values]).astype(float)                 # [samples] or [units, samples] or, of tokens, [units, samples, S]
-        if array.ndim == 3: array = array.mean(-1)
-        if array.ndim == 2: array = array.min(0) if key == "converged" else array.mean(0)
-        if array.shape != (size,): raise ValueError(f"lru_outputs: {key} is of {array.shape[0]} samples, the batch of {size}")
+        if not values or any(v is None for v in values):
+            continue
+        # [samples] or [units, samples] or, of tokens, [units, samples, S]
+        array = np.stack([as_array(v) for v in values]).astype(float)
+        if array.ndim == 3:
+            array = array.mean(-1)
+        if array.ndim == 2:
+            array = array.min(0) if key == "converged" else array.mean(0)
+        if array.shape != (size,):
+            raise ValueError(
+                f"lru_outputs: {key} is of {array.shape[0]} samples, the batch of {size}"
+            )
         columns[name] = array
     return columns
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-16
 class MetricsCollector:
-    "Collects answers batch by batch and computes the metrics. `cost` and `length`: to count operations and the cache of the whole model."
+    """Collects answers batch by batch and computes the metrics.
+
+    `cost` and `length`: to count operations and the cache of the whole model.
+    """
+
     def __init__(self, max_iterations: int = 8, cost: ModelCost | None = None, length: int = 64):
         check(max_iterations >= 1, "max_iterations", max_iterations, "must be at least 1")
         self.max_iterations, self.cost, self.length, self.tables = max_iterations, cost, length, []
 
-    def add_batch(self, predictions: Any, targets: Any, correct: Any = None, metadata: Sequence[Mapping] = (), lru_outputs: Sequence[Any] = ()):
-        "One batch; `correct`: default where prediction and target are equal. Raises `ValueError` when the lengths differ."
+    def add_batch(
+        self,
+        predictions: Any,
+        targets: Any,
+        correct: Any = None,
+        metadata: Sequence[Mapping] = (),
+        lru_outputs: Sequence[Any] = (),
+    ):
+        """One batch; `correct`: default where prediction and target are equal.
+
+        Raises `ValueError` when the lengths differ.
+        """
         said, true = list(as_array(predictions)), list(as_array(targets))
-        right = [a == b for a, b in zip(said, true)] if correct is None else list(as_array(correct))
-        lengths = {"predictions": len(said), "targets": len(true), "correct": len(right)} | ({"metadata": len(metadata)} if len(metadata) else {})
-        if len(set(lengths.values())) > 1: raise ValueError("a batch of different lengths: " + ", ".join(f"{n} {k}" for k, n in lengths.items()))
-        own = pd.DataFrame({"prediction": said, "target": true, "correct": np.asarray(right, bool).astype(int)} | unit_columns(lru_outputs, len(said)))
+        right = (
+            [a == b for a, b in zip(said, true, strict=True)]
+            if correct is None
+            else list(as_array(correct))
+        )
+        lengths = {"predictions": len(said), "targets": len(true), "correct": len(right)} | (
+            {"metadata": len(metadata)} if len(metadata) else {}
+        )
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                "a batch of different lengths: " + ", ".join(f"{n} {k}" for k, n in lengths.items())
+            )
+        own = pd.DataFrame(
+            {"prediction": said, "target": true, "correct": np.asarray(right, bool).astype(int)}
+            | unit_columns(lru_outputs, len(said))
+        )
         self.tables.append(own.join(pd.DataFrame(list(metadata))) if len(metadata) else own)
 
     @property
     def table(self) -> pd.DataFrame:
-        "All answers, a row each."
-        return pd.concat(self.tables, ignore_index=True) if self.tables else pd.DataFrame({"correct": pd.Series(dtype=int)})
+        """All answers, a row each."""
+        return (
+            pd.concat(self.tables, ignore_index=True)
+            if self.tables
+            else pd.DataFrame({"correct": pd.Series(dtype=int)})
+        )
 
-    def compute_accuracy_metrics(self) -> AccuracyMetrics: return accuracy_metrics(self.table)
-    def compute_lru_metrics(self) -> LRUMetrics: return lru_metrics(self.table, self.max_iterations)
+    def compute_accuracy_metrics(self) -> AccuracyMetrics:
+        return accuracy_metrics(self.table)
 
-    def compute_efficiency_metrics(self, measured: Mapping[str, float] | None = None) -> EfficiencyMetrics:
-        "`measured`: what a clock and the allocator said, by the names of `EfficiencyMetrics`."
-        saved = flops_reduction(self.compute_lru_metrics().avg_iterations, self.max_iterations, self.cost, self.length)
-        return EfficiencyMetrics(**{"flops_reduction": saved, "kv_compression_ratio": kv_compression_ratio(self.cost, self.length) if self.cost else NAN} | dict(measured or {}))
+    def compute_lru_metrics(self) -> LRUMetrics:
+        return lru_metrics(self.table, self.max_iterations)
+
+    def compute_efficiency_metrics(
+        self, measured: Mapping[str, float] | None = None
+    ) -> EfficiencyMetrics:
+        """`measured`: what a clock and the allocator said, by the names of `EfficiencyMetrics`."""
+        saved = flops_reduction(
+            self.compute_lru_metrics().avg_iterations, self.max_iterations, self.cost, self.length
+        )
+        return EfficiencyMetrics(
+            **{
+                "flops_reduction": saved,
+                "kv_compression_ratio": kv_compression_ratio(self.cost, self.length)
+                if self.cost
+                else NAN,
+            }
+            | dict(measured or {})
+        )
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-19
 SCHEMA = {"schema": "zeromodel.evaluation.report", "version": 1}
 
 
 def write_whole(path: Path, content: bytes):
-    "Write a file that is there whole or not at all; makes its folder."
+    """Write a file that is there whole or not at all; makes its folder."""
     path, partial = Path(path), Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(content)
@@ -173,20 +301,32 @@ def write_whole(path: Path, content: bytes):
 
 
 def plain(x: Any) -> Any:
-    "For JSON: keys of dictionaries as text, what is no number as None."
-    if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
+    """For JSON: keys of dictionaries as text, what is no number as None."""
+    if isinstance(x, dict):
+        return {str(k): plain(v) for k, v in x.items()}
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def revive(cls: type, data: Mapping) -> Any:
-    "The metrics that `plain` flattened."
-    number = lambda v: NAN if v is None else v
-    return cls(**{f.name: {int(k): number(v) for k, v in data[f.name].items()} if isinstance(data[f.name], dict) else number(data[f.name]) for f in fields(cls)})
+    """The metrics that `plain` flattened."""
+
+    def number(v):
+        return NAN if v is None else v
+
+    return cls(
+        **{
+            f.name: {int(k): number(v) for k, v in data[f.name].items()}
+            if isinstance(data[f.name], dict)
+            else number(data[f.name])
+            for f in fields(cls)
+        }
+    )
 
 
 @dataclass
 class EvaluationReport:
-    "The metrics of one experiment, or of one seed of it."
+    """The metrics of one experiment, or of one seed of it."""
+
     experiment_name: str
     accuracy: AccuracyMetrics
     lru: LRUMetrics
@@ -198,68 +338,153 @@ KINDS = {"accuracy": AccuracyMetrics, "lru": LRUMetrics, "efficiency": Efficienc
 
 
 @patch
-def to_dict(self: EvaluationReport) -> dict[str, Any]: return SCHEMA | plain(asdict(self))
+def to_dict(self: EvaluationReport) -> dict[str, Any]:
+    return SCHEMA | plain(asdict(self))
 
 
 @patch(cls_method=True)
 def from_dict(cls: EvaluationReport, data: Mapping) -> EvaluationReport:
-    "Raises `ValueError` for another schema."
-    if {k: data.get(k) for k in SCHEMA} != SCHEMA: raise ValueError(f"not a report of version {SCHEMA['version']}: schema={data.get('schema')!r}, version={data.get('version')!r}")
-    return cls(data["experiment_name"], *(revive(kind, data[name]) for name, kind in KINDS.items()), data["metadata"])
+    """Raises `ValueError` for another schema."""
+    if {k: data.get(k) for k in SCHEMA} != SCHEMA:
+        raise ValueError(
+            f"not a report of version {SCHEMA['version']}: schema={data.get('schema')!r},"
+            f" version={data.get('version')!r}"
+        )
+    return cls(
+        data["experiment_name"],
+        *(revive(kind, data[name]) for name, kind in KINDS.items()),
+        data["metadata"],
+    )
 
 
 @patch
-def to_json(self: EvaluationReport, path: Path | str): write_whole(path, f"{json.dumps(self.to_dict(), indent=1)}\n".encode())
+def to_json(self: EvaluationReport, path: Path | str):
+    write_whole(path, f"{json.dumps(self.to_dict(), indent=1)}\n".encode())
 
 
 @patch(cls_method=True)
-def from_json(cls: EvaluationReport, path: Path | str) -> EvaluationReport: return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+def from_json(cls: EvaluationReport, path: Path | str) -> EvaluationReport:
+    return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 @patch
 def __str__(self: EvaluationReport) -> str:
-    show = lambda v: "–" if isinstance(v, float) and not math.isfinite(v) else f"{v:,}" if isinstance(v, int) else f"{v:,.4g}"
-    entry = lambda v: ", ".join(f"{k}: {show(x)}" for k, x in v.items()) or "–" if isinstance(v, dict) else show(v)
-    lines = [f"  {name:<22} {entry(v)}" for kind in KINDS for name, v in asdict(getattr(self, kind)).items()]
+    def show(v):
+        return (
+            "–"
+            if isinstance(v, float) and not math.isfinite(v)
+            else f"{v:,}"
+            if isinstance(v, int)
+            else f"{v:,.4g}"
+        )
+
+    def entry(v):
+        return (
+            ", ".join(f"{k}: {show(x)}" for k, x in v.items()) or "–"
+            if isinstance(v, dict)
+            else show(v)
+        )
+
+    lines = [
+        f"  {name:<22} {entry(v)}"
+        for kind in KINDS
+        for name, v in asdict(getattr(self, kind)).items()
+    ]
     return "\n".join([f"Evaluation of {self.experiment_name}", *lines])
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-23
 def compute_difficulty_curve(accuracy_by_level: Mapping[int, float]) -> dict[str, Any]:
-    "`levels`, `accuracies`; `slope` in accuracy per level and `intercept` of the least-squares line (NaN below two levels); `difficulty_resilience`: accuracy at the hardest level over that at the easiest."
+    """`levels`, `accuracies`; `slope` in accuracy per level and `intercept` of the least-squares
+    line (NaN below two levels); `difficulty_resilience`: accuracy at the hardest level over that
+    at the easiest.
+    """
     levels = sorted(accuracy_by_level)
     accuracies = [float(accuracy_by_level[k]) for k in levels]
-    slope, intercept = map(float, np.polyfit(levels, accuracies, 1)) if len(levels) > 1 else (NAN, NAN)
-    return {"levels": levels, "accuracies": accuracies, "slope": slope, "intercept": intercept, "difficulty_resilience": accuracies[-1] / accuracies[0] if levels and accuracies[0] else NAN}
+    slope, intercept = (
+        map(float, np.polyfit(levels, accuracies, 1)) if len(levels) > 1 else (NAN, NAN)
+    )
+    return {
+        "levels": levels,
+        "accuracies": accuracies,
+        "slope": slope,
+        "intercept": intercept,
+        "difficulty_resilience": accuracies[-1] / accuracies[0]
+        if levels and accuracies[0]
+        else NAN,
+    }
 
 
-def samples_to_reach(samples: Sequence[float], accuracies: Sequence[float], threshold: float) -> float:
-    "Training samples from which on the curve stays at `threshold` or above, between two measurements linearly; infinite when it never does."
+def samples_to_reach(
+    samples: Sequence[float], accuracies: Sequence[float], threshold: float
+) -> float:
+    """Training samples from which on the curve stays at `threshold` or above, between two
+    measurements linearly; infinite when it never does.
+    """
     order = np.argsort(samples, kind="stable")
     n, a = np.asarray(samples, float)[order], np.asarray(accuracies, float)[order]
     below = np.flatnonzero(a < threshold)
-    if not len(n) or (len(below) and below[-1] == len(a) - 1): return float("inf")
-    if not len(below): return float(n[0])
+    if not len(n) or (len(below) and below[-1] == len(a) - 1):
+        return float("inf")
+    if not len(below):
+        return float(n[0])
     i = below[-1]
     return float(n[i] + (threshold - a[i]) / (a[i + 1] - a[i]) * (n[i + 1] - n[i]))
 
 # %% ../../nbs/evaluation/metrics.ipynb #cell-24
-def sample_efficiency(history: pd.DataFrame, thresholds: Sequence[float] = (.5, .8, .9)) -> pd.DataFrame:
-    "A row for each experiment and seed of `history` (`experiment`, `seed`, `samples`, `accuracy`): accuracy at the end, its mean over the samples seen, and the samples to reach each threshold."
+def sample_efficiency(
+    history: pd.DataFrame, thresholds: Sequence[float] = (0.5, 0.8, 0.9)
+) -> pd.DataFrame:
+    """A row for each experiment and seed of `history` (`experiment`, `seed`, `samples`,
+    `accuracy`): accuracy at the end, its mean over the samples seen, and the samples to reach
+    each threshold.
+    """
+
     def row(part):
         part = part.sort_values("samples")
         n, a = part.samples.to_numpy(float), part.accuracy.to_numpy(float)
         area = float(np.trapezoid(a, n) / (n[-1] - n[0])) if len(n) > 1 and n[-1] > n[0] else NAN
-        return {"final_accuracy": a[-1], "mean_accuracy": area} | {f"samples_to_{t:g}": samples_to_reach(n, a, t) for t in thresholds}
+        return {"final_accuracy": a[-1], "mean_accuracy": area} | {
+            f"samples_to_{t:g}": samples_to_reach(n, a, t) for t in thresholds
+        }
+
     keys = ["experiment", "seed"]
-    return pd.DataFrame([dict(zip(keys, group)) | row(part) for group, part in history.groupby(keys, sort=False)]).set_index(keys)
+    return pd.DataFrame(
+        [
+            dict(zip(keys, group, strict=True)) | row(part)
+            for group, part in history.groupby(keys, sort=False)
+        ]
+    ).set_index(keys)
 
 
-def compare_experiments(reports: Sequence[EvaluationReport] | Mapping[str, EvaluationReport], reference: str | None = None) -> pd.DataFrame:
-    "A row for each report with every metric that is a single number; with a `reference`, also the differences from it. Raises `ValueError`."
-    named = dict(reports) if isinstance(reports, Mapping) else {r.experiment_name: r for r in reports}
-    check(len(named) == len(reports), "reports", [r.experiment_name for r in reports] if not isinstance(reports, Mapping) else None, "two experiments have the same name")
-    single = lambda r: {name: v for kind in KINDS for name, v in asdict(getattr(r, kind)).items() if not isinstance(v, dict)}
-    table = pd.DataFrame.from_dict({name: single(r) for name, r in named.items()}, orient="index").rename_axis("experiment")
-    if reference is None: return table
+def compare_experiments(
+    reports: Sequence[EvaluationReport] | Mapping[str, EvaluationReport],
+    reference: str | None = None,
+) -> pd.DataFrame:
+    """A row for each report with every metric that is a single number; with a `reference`, also
+    the differences from it. Raises `ValueError`.
+    """
+    named = (
+        dict(reports) if isinstance(reports, Mapping) else {r.experiment_name: r for r in reports}
+    )
+    check(
+        len(named) == len(reports),
+        "reports",
+        [r.experiment_name for r in reports] if not isinstance(reports, Mapping) else None,
+        "two experiments have the same name",
+    )
+
+    def single(r):
+        return {
+            name: v
+            for kind in KINDS
+            for name, v in asdict(getattr(r, kind)).items()
+            if not isinstance(v, dict)
+        }
+
+    table = pd.DataFrame.from_dict(
+        {name: single(r) for name, r in named.items()}, orient="index"
+    ).rename_axis("experiment")
+    if reference is None:
+        return table
     check(reference in named, "reference", reference, f"must be one of {', '.join(named)}")
     return table.join((table - table.loc[reference]).add_suffix("_difference"))

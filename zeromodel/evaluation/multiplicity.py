@@ -17,19 +17,28 @@ METHODS = {"holm": "holm", "bonferroni": "bonferroni", "bh": "bh", "fdr_bh": "bh
 
 
 def multiple_comparison_correction(
-    p_values: ArrayLike,         # [m], NaN where no test was made
-    method: str = "holm",        # holm, bonferroni, bh (fdr_bh)
+    p_values: ArrayLike,  # [m], NaN where no test was made
+    method: str = "holm",  # holm, bonferroni, bh (fdr_bh)
     alpha: float = 0.05,
-) -> tuple[np.ndarray, np.ndarray]:    # adjusted p values [m], which are at most alpha [m]
-    "Adjust the p values of a family of tests, in the order given; NaN stays NaN and does not count. Raises `ValueError` for unknown methods and values outside 0 to 1."
-    if method not in METHODS: raise ValueError(f"method='{method}': must be one of {', '.join(METHODS)}; for max-T, see max_t")
-    if not 0 < alpha < 1: raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
+) -> tuple[np.ndarray, np.ndarray]:  # adjusted p values [m], which are at most alpha [m]
+    """Adjust the p values of a family of tests, in the order given; NaN stays NaN and does not
+    count. Raises `ValueError` for unknown methods and values outside 0 to 1.
+    """
+    if method not in METHODS:
+        raise ValueError(
+            f"method='{method}': must be one of {', '.join(METHODS)}; for max-T, see max_t"
+        )
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
     adjusted = as_vector(p_values, "p_values").copy()
     tested = ~np.isnan(adjusted)
     p, m = adjusted[tested], int(tested.sum())
-    if ((p < 0) | (p > 1)).any(): raise ValueError(f"p_values: {p[(p < 0) | (p > 1)][0]} is not between 0 and 1")
-    if METHODS[method] == "bonferroni": p = m * p
-    if METHODS[method] == "bh" and m: p = stats.false_discovery_control(p)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f"p_values: {p[(p < 0) | (p > 1)][0]} is not between 0 and 1")
+    if METHODS[method] == "bonferroni":
+        p = m * p
+    if METHODS[method] == "bh" and m:
+        p = stats.false_discovery_control(p)
     if METHODS[method] == "holm":
         order = np.argsort(p, kind="stable")
         p[order] = np.maximum.accumulate((m - np.arange(m)) * p[order])
@@ -37,32 +46,45 @@ def multiple_comparison_correction(
     return adjusted, adjusted <= alpha
 
 # %% ../../nbs/evaluation/multiplicity.ipynb #cell-09
-def sign_patterns(n: int, n_resamples: int, rng: np.random.Generator | int) -> tuple[np.ndarray, bool]:
-    "Sign patterns [P,n]: all 2^(n-1) up to a common sign if these are at most `n_resamples`, else random ones; and whether they are all."
-    if 2 ** (n - 1) <= n_resamples: return 1. - 2 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1), True
-    return np.random.default_rng(rng).choice([-1., 1.], (n_resamples, n)), False
+def sign_patterns(
+    n: int, n_resamples: int, rng: np.random.Generator | int
+) -> tuple[np.ndarray, bool]:
+    """Sign patterns [P,n]: all 2^(n-1) up to a common sign if these are at most `n_resamples`,
+    else random ones; and whether they are all.
+    """
+    if 2 ** (n - 1) <= n_resamples:
+        return 1.0 - 2 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1), True
+    return np.random.default_rng(rng).choice([-1.0, 1.0], (n_resamples, n)), False
 
 # %% ../../nbs/evaluation/multiplicity.ipynb #cell-10
 def max_t(
-    diffs: ArrayLike,                       # [n seeds, m contrasts] differences to the baseline, NaN where a run failed
+    diffs: ArrayLike,  # [n seeds, m contrasts] differences to the baseline, NaN where a run failed
     alpha: float = 0.05,
-    n_resamples: int = 2 ** 15,             # exact where all 2^(n-1) flips are at most these: up to 16 seeds
-    rng: np.random.Generator | int = 0,     # or its seed; used where it is not exact
-) -> tuple[np.ndarray, np.ndarray]:         # adjusted p values [m], which are at most alpha [m]
-    """Two-sided step-down max-T p values over joint sign flips of the seeds (Westfall and Young 1993). Assumes that without effects the rows of `diffs` are symmetric around zero.
-    A contrast with fewer than three values is NaN and not counted. Raises `ValueError` for infinite values."""
+    n_resamples: int = 2**15,  # exact where all 2^(n-1) flips are at most these: up to 16 seeds
+    rng: np.random.Generator | int = 0,  # or its seed; used where it is not exact
+) -> tuple[np.ndarray, np.ndarray]:  # adjusted p values [m], which are at most alpha [m]
+    """Two-sided step-down max-T p values over joint sign flips of the seeds (Westfall and Young
+    1993). Assumes that without effects the rows of `diffs` are symmetric around zero. A contrast
+    with fewer than three values is NaN and not counted. Raises `ValueError` for infinite values.
+    """
     d = np.asarray(diffs, float).round(12)
     d = d[:, None] if d.ndim == 1 else d
-    if d.ndim != 2 or np.isinf(d).any(): raise ValueError(f"diffs: expected finite differences [seeds, contrasts], NaN where one is missing, not shape {d.shape}" + (" with infinite values" if np.isinf(d).any() else ""))
+    if d.ndim != 2 or np.isinf(d).any():
+        raise ValueError(
+            "diffs: expected finite differences [seeds, contrasts], NaN where one is missing, not"
+            f" shape {d.shape}" + (" with infinite values" if np.isinf(d).any() else "")
+        )
     tested = (~np.isnan(d)).sum(0) >= 3
     adjusted, d = np.full(d.shape[1], np.nan), np.nan_to_num(d[:, tested])
-    if not tested.any(): return adjusted, adjusted <= alpha
-    scale = np.sqrt((d ** 2).sum(0))
+    if not tested.any():
+        return adjusted, adjusted <= alpha
+    scale = np.sqrt((d**2).sum(0))
     d = d / np.where(scale > 0, scale, 1)
     seen, (signs, exact) = np.abs(d.sum(0)), sign_patterns(len(d), n_resamples, rng)
     order = np.argsort(-seen, kind="stable")
-    flipped = np.abs(signs @ d[:, order])                                                # [P,m], the strongest contrast first
-    largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]                   # of a contrast and all weaker ones
+    flipped = np.abs(signs @ d[:, order])  # [P,m], the strongest contrast first
+    # of a contrast and all weaker ones
+    largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]
     reached = (largest >= seen[order] - 1e-10).sum(0)
     p = reached / len(signs) if exact else (1 + reached) / (1 + len(signs))
     adjusted[np.flatnonzero(tested)[order]] = np.maximum.accumulate(p)

@@ -18,132 +18,218 @@ from .intervals import as_vector, t_interval
 from .power import minimum_detectable_effect
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-06
-ENUMERATED = 40     # up to here all 2^n sign patterns are counted
+ENUMERATED = 40  # up to here all 2^n sign patterns are counted
 
 
 def signed_sums(x: np.ndarray) -> np.ndarray:
-    "The sums of `x` [n] under all sign patterns [2^n], in order."
+    """The sums of `x` [n] under all sign patterns [2^n], in order."""
     sums = np.zeros(1)
-    for v in x: sums = np.sort(np.concatenate([sums - v, sums + v]), kind="stable")      # merges two sorted halves
+    # merges two sorted halves
+    for v in x:
+        sums = np.sort(np.concatenate([sums - v, sums + v]), kind="stable")
     return sums
 
 
-def sign_flip_p(d: np.ndarray, rng: np.random.Generator | int = 0, n_resamples: int = 9_999) -> float:
-    "Two-sided p of the mean of `d` [n] under sign flips: exact up to 40 values, above with random flips from `rng`."
-    seen, tie = abs(d.sum()), 1e-12 * np.abs(d).sum()      # equal sums differ in their last bits
-    if seen <= tie: return 1.
+def sign_flip_p(
+    d: np.ndarray, rng: np.random.Generator | int = 0, n_resamples: int = 9_999
+) -> float:
+    """Two-sided p of the mean of `d` [n] under sign flips: exact up to 40 values, above with
+    random flips from `rng`.
+    """
+    seen, tie = abs(d.sum()), 1e-12 * np.abs(d).sum()  # equal sums differ in their last bits
+    if seen <= tie:
+        return 1.0
     if len(d) > ENUMERATED:
-        signs = np.random.default_rng(rng).integers(2, size=(n_resamples, len(d)), dtype=np.int8) * 2 - 1
+        signs = (
+            np.random.default_rng(rng).integers(2, size=(n_resamples, len(d)), dtype=np.int8) * 2
+            - 1
+        )
         return float((1 + (np.abs(signs @ d) >= seen - tie).sum()) / (n_resamples + 1))
-    left, right = signed_sums(d[:len(d) // 2]), signed_sums(d[len(d) // 2:])
+    left, right = signed_sums(d[: len(d) // 2]), signed_sums(d[len(d) // 2 :])
     reach = len(right) - np.searchsorted(right, seen - tie - left)
-    return float(min(1., 2 * reach.sum() / 2. ** len(d)))
+    return float(min(1.0, 2 * reach.sum() / 2.0 ** len(d)))
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-10
 def wilcoxon_p(d: np.ndarray) -> float:
-    "Two-sided p of Wilcoxon's signed-rank test of `d` [n] without its zeros: exact, ties included, up to 40 values; scipy's above."
+    """Two-sided p of Wilcoxon's signed-rank test of `d` [n] without its zeros: exact, ties
+    included, up to 40 values; scipy's above.
+    """
     d = d[d != 0]
-    if len(d) == 0: return 1.
-    return sign_flip_p(np.sign(d) * stats.rankdata(np.abs(d))) if len(d) <= ENUMERATED else float(stats.wilcoxon(d).pvalue)
+    if len(d) == 0:
+        return 1.0
+    return (
+        sign_flip_p(np.sign(d) * stats.rankdata(np.abs(d)))
+        if len(d) <= ENUMERATED
+        else float(stats.wilcoxon(d).pvalue)
+    )
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-15
-TESTS = {"t": "t", "paired_t": "t", "ttest": "t", "wilcoxon": "wilcoxon", "permutation": "permutation"}
+TESTS = {
+    "t": "t",
+    "paired_t": "t",
+    "ttest": "t",
+    "wilcoxon": "wilcoxon",
+    "permutation": "permutation",
+}
 
 
 def choose_test(d: np.ndarray, degenerate: bool) -> tuple[str, str]:
-    "The test that suits the differences `d` [n], and why."
+    """The test that suits the differences `d` [n], and why."""
     n = len(d)
-    if degenerate: return "permutation", "the differences do not vary: t does not exist"
-    if n < 6: return "t", f"{n} pairs: an exact test of fewer than 6 cannot reach .05"
-    if n <= 20: return "permutation", f"{n} pairs: all sign flips of the mean can be counted"
-    p = stats.shapiro(d).pvalue if d.any() else 1.
-    return ("wilcoxon", f"{n} pairs, not normal (Shapiro-Wilk p = {p:.2g})") if p < .01 else ("t", f"{n} pairs, no sign against normality (Shapiro-Wilk p = {p:.2g})")
+    if degenerate:
+        return "permutation", "the differences do not vary: t does not exist"
+    if n < 6:
+        return "t", f"{n} pairs: an exact test of fewer than 6 cannot reach .05"
+    if n <= 20:
+        return "permutation", f"{n} pairs: all sign flips of the mean can be counted"
+    p = stats.shapiro(d).pvalue if d.any() else 1.0
+    return (
+        ("wilcoxon", f"{n} pairs, not normal (Shapiro-Wilk p = {p:.2g})")
+        if p < 0.01
+        else ("t", f"{n} pairs, no sign against normality (Shapiro-Wilk p = {p:.2g})")
+    )
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-17
 def hedges_correction(nu: int) -> float:
-    "J(nu): the factor that takes the small-sample bias from a standardised effect with `nu` degrees of freedom (Hedges 1981, the exact form)."
+    """J(nu): the factor that takes the small-sample bias from a standardised effect with `nu`
+    degrees of freedom (Hedges 1981, the exact form).
+    """
     return float(np.exp(gammaln(nu / 2) - gammaln((nu - 1) / 2)) / np.sqrt(nu / 2))
 
 
 def rank_biserial(d: np.ndarray) -> float:
-    "Matched-pairs rank-biserial correlation of the differences `d` [n], zeros left out: -1 to 1 (Kerby 2014)."
+    """Matched-pairs rank-biserial correlation of the differences `d` [n], zeros left out: -1 to
+    1 (Kerby 2014).
+    """
     d = d[d != 0]
     ranks = stats.rankdata(np.abs(d))
-    return float(np.sign(d) @ ranks / ranks.sum()) if len(d) else 0.
+    return float(np.sign(d) @ ranks / ranks.sum()) if len(d) else 0.0
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-20
 @dataclass(frozen=True)
 class PairedResult:
-    "Experiment b minus experiment a, paired by seed."
-    difference: float                    # mean(b - a)
-    lower: float; upper: float           # t interval of the difference, at level 1 - alpha
-    p_value: float                       # of the test that was chosen, two-sided
-    significant: bool                    # p_value <= alpha
-    test: str                            # t, wilcoxon or permutation
-    reason: str                          # why this test
-    p_t: float; p_wilcoxon: float; p_flip: float
-    min_attainable_p: float              # 2 / 2^n: the smallest p_flip and p_wilcoxon of n pairs
-    effect_size: float                   # d_z
+    """Experiment b minus experiment a, paired by seed."""
+
+    difference: float  # mean(b - a)
+    lower: float
+    upper: float  # t interval of the difference, at level 1 - alpha
+    p_value: float  # of the test that was chosen, two-sided
+    significant: bool  # p_value <= alpha
+    test: str  # t, wilcoxon or permutation
+    reason: str  # why this test
+    p_t: float
+    p_wilcoxon: float
+    p_flip: float
+    min_attainable_p: float  # 2 / 2^n: the smallest p_flip and p_wilcoxon of n pairs
+    effect_size: float  # d_z
     d_av: float
     g_av: float
     rank_biserial: float
     probability_of_improvement: float
-    minimum_detectable_effect: float     # by the t test with a power of 80%, in the unit of the scores
-    n: int                               # pairs used
-    n_dropped: int                       # pairs with a missing value
-    degenerate: bool                     # the differences are all the same and not zero
+    minimum_detectable_effect: float  # by the t test with a power of 80%, in the unit of the scores
+    n: int  # pairs used
+    n_dropped: int  # pairs with a missing value
+    degenerate: bool  # the differences are all the same and not zero
     alpha: float
     effect_size_name: str = "d_z"
 
     @property
-    def d_z(self) -> float: return self.effect_size
+    def d_z(self) -> float:
+        return self.effect_size
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-21
 def paired_scores(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
-    "The complete pairs of `a` and `b` [n], and how many were dropped. Raises `ValueError` where they cannot be pairs."
+    """The complete pairs of `a` and `b` [n], and how many were dropped.
+
+    Raises `ValueError` where they cannot be pairs.
+    """
     index = [getattr(x, "index", None) for x in (a, b)]
-    if all(hasattr(i, "equals") for i in index) and not index[0].equals(index[1]): raise ValueError("scores must be paired: the two tables list different seeds, or in another order")
+    if all(hasattr(i, "equals") for i in index) and not index[0].equals(index[1]):
+        raise ValueError(
+            "scores must be paired: the two tables list different seeds, or in another order"
+        )
     a, b = as_vector(a, "a"), as_vector(b, "b")
-    if len(a) != len(b): raise ValueError(f"scores must be paired: {len(a)} in a and {len(b)} in b; a seed that failed is NaN")
+    if len(a) != len(b):
+        raise ValueError(
+            f"scores must be paired: {len(a)} in a and {len(b)} in b; a seed that failed is NaN"
+        )
     keep = ~(np.isnan(a) | np.isnan(b))
     return a[keep], b[keep], int((~keep).sum())
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-22
 def p_values(d: np.ndarray, degenerate: bool, rng: np.random.Generator | int) -> dict[str, float]:
-    "The three two-sided p values of the differences `d` [n]; NaN for fewer than three."
-    if len(d) < 3: return dict.fromkeys(("t", "wilcoxon", "permutation"), np.nan)
-    t = np.nan if degenerate else float(stats.ttest_1samp(d, 0).pvalue) if d.any() else 1.
+    """The three two-sided p values of the differences `d` [n]; NaN for fewer than three."""
+    if len(d) < 3:
+        return dict.fromkeys(("t", "wilcoxon", "permutation"), np.nan)
+    t = np.nan if degenerate else float(stats.ttest_1samp(d, 0).pvalue) if d.any() else 1.0
     return {"t": t, "wilcoxon": wilcoxon_p(d), "permutation": sign_flip_p(d, rng)}
 
 
-def standardised_effects(a: np.ndarray, b: np.ndarray, d: np.ndarray, degenerate: bool) -> tuple[float, float, float]:
-    "d_z, d_av and Hedges' g_av; NaN where a standard deviation is missing or zero."
-    if len(d) < 3: return np.nan, np.nan, np.nan
-    if not d.any(): return 0., 0., 0.
+def standardised_effects(
+    a: np.ndarray, b: np.ndarray, d: np.ndarray, degenerate: bool
+) -> tuple[float, float, float]:
+    """d_z, d_av and Hedges' g_av; NaN where a standard deviation is missing or zero."""
+    if len(d) < 3:
+        return np.nan, np.nan, np.nan
+    if not d.any():
+        return 0.0, 0.0, 0.0
     pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
     d_av = float(d.mean() / pooled) if pooled > 0 else np.nan
-    return np.nan if degenerate else float(d.mean() / d.std(ddof=1)), d_av, d_av * hedges_correction(len(d) - 1)
+    return (
+        np.nan if degenerate else float(d.mean() / d.std(ddof=1)),
+        d_av,
+        d_av * hedges_correction(len(d) - 1),
+    )
 
 # %% ../../nbs/evaluation/paired.ipynb #cell-23
 def paired_comparison(
-    a: ArrayLike,                           # [n] scores of the one experiment, a seed each
-    b: ArrayLike,                           # [n] of the other, the same seeds in the same order
-    test_type: str = "auto",                # auto, t (paired_t, ttest), wilcoxon, permutation
+    a: ArrayLike,  # [n] scores of the one experiment, a seed each
+    b: ArrayLike,  # [n] of the other, the same seeds in the same order
+    test_type: str = "auto",  # auto, t (paired_t, ttest), wilcoxon, permutation
     alpha: float = 0.05,
-    rng: np.random.Generator | int = 0,     # or its seed; used above 40 pairs
+    rng: np.random.Generator | int = 0,  # or its seed; used above 40 pairs
 ) -> PairedResult:
-    """Is b better than a? Differences are rounded to 12 decimals, so that equal ones are equal. Pairs with a NaN are dropped and counted; fewer than three give an estimate and no test.
-    Raises `ValueError` for unequal lengths, infinite scores and unknown tests."""
-    if test_type not in ("auto", *TESTS): raise ValueError(f"test_type='{test_type}': must be one of auto, {', '.join(TESTS)}")
-    if not 0 < alpha < 1: raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
+    """Is b better than a? Differences are rounded to 12 decimals, so that equal ones are equal.
+
+    Pairs with a NaN are dropped and counted; fewer than three give an estimate and no test. Raises
+    `ValueError` for unequal lengths, infinite scores and unknown tests.
+    """
+    if test_type not in ("auto", *TESTS):
+        raise ValueError(f"test_type='{test_type}': must be one of auto, {', '.join(TESTS)}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
     a, b, dropped = paired_scores(a, b)
     d = (b - a).round(12)
-    n, mean, sd = len(d), float(d.mean()) if len(d) else np.nan, float(d.std(ddof=1)) if len(d) > 1 else np.nan
+    n, mean, sd = (
+        len(d),
+        float(d.mean()) if len(d) else np.nan,
+        float(d.std(ddof=1)) if len(d) > 1 else np.nan,
+    )
     degenerate = bool(n > 1 and d.any() and sd <= 1e-12 * max(np.abs(a).max(), np.abs(b).max()))
-    test, reason = choose_test(d, degenerate) if test_type == "auto" else (TESTS[test_type], "asked for")
+    test, reason = (
+        choose_test(d, degenerate) if test_type == "auto" else (TESTS[test_type], "asked for")
+    )
     p = p_values(d, degenerate, rng)
-    if n < 3: reason = f"no test: {n} complete pairs, at least 3 are needed"
+    if n < 3:
+        reason = f"no test: {n} complete pairs, at least 3 are needed"
     improvement = float((d > 0).mean() + (d == 0).mean() / 2) if n else np.nan
-    return PairedResult(mean, *t_interval(d, 1 - alpha), p[test], bool(p[test] <= alpha), test, reason, p["t"], p["wilcoxon"], p["permutation"], min(1., 2. / 2 ** n),
-                        *standardised_effects(a, b, d, degenerate), rank_biserial(d) if n else np.nan, improvement,
-                        np.nan if degenerate else minimum_detectable_effect(sd, n, alpha), n, dropped, degenerate, alpha)
+    return PairedResult(
+        mean,
+        *t_interval(d, 1 - alpha),
+        p[test],
+        bool(p[test] <= alpha),
+        test,
+        reason,
+        p["t"],
+        p["wilcoxon"],
+        p["permutation"],
+        min(1.0, 2.0 / 2**n),
+        *standardised_effects(a, b, d, degenerate),
+        rank_biserial(d) if n else np.nan,
+        improvement,
+        np.nan if degenerate else minimum_detectable_effect(sd, n, alpha),
+        n,
+        dropped,
+        degenerate,
+        alpha,
+    )

@@ -19,36 +19,65 @@ from fastcore.basics import patch
 
 from .tables import booktabs, latex_escape
 from ..model.parts import ModelSizes, Sized, check_choice
-from ..model.sizes import activation_bytes, cache_bytes, flops_per_token, parameter_counts, unit_flops, unit_parameter_counts
+from zeromodel.model.sizes import (
+    activation_bytes,
+    cache_bytes,
+    flops_per_token,
+    parameter_counts,
+    unit_flops,
+    unit_parameter_counts,
+)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-06
 def count_parameters(config: Sized) -> int:
-    "Number of parameters of the model of `config`; tied weights count once."
+    """Number of parameters of the model of `config`; tied weights count once."""
     return sum(parameter_counts(config).values())
 
 
-def count_flops(config: Sized, length: int, num_iterations: int | None = None, decode: bool = False) -> int:
-    "Forward FLOPs for one token of a text of `length` tokens; the breakdown and what is counted: `flops_per_token`."
+def count_flops(
+    config: Sized, length: int, num_iterations: int | None = None, decode: bool = False
+) -> int:
+    """Forward FLOPs for one token of a text of `length` tokens; the breakdown and what is
+    counted: `flops_per_token`.
+    """
     return sum(flops_per_token(config, length, num_iterations, decode).values())
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-11
 def valid_steps(model: dict[str, Any], key: str) -> tuple[int, int]:
-    "The smallest value of `key` that the model can have, and the step to the next ones. Raises `ValueError`."
+    """The smallest value of `key` that the model can have, and the step to the next ones.
+
+    Raises `ValueError`.
+    """
+
     def valid(n: int) -> bool:
-        try: return ModelSizes(**{**model, key: n}) is not None
-        except ValueError: return False
+        try:
+            return ModelSizes(**{**model, key: n}) is not None
+        except ValueError:
+            return False
+
     for step in range(1, 257):
-        if valid(64 * step) and valid(65 * step) and valid(67 * step): return next(n for n in count(step, step) if valid(n)), step
+        if valid(64 * step) and valid(65 * step) and valid(67 * step):
+            return next(n for n in count(step, step) if valid(n)), step
     raise ValueError(f"{key}: not a size that can be solved for")
 
 
-def nearest_size(target: float, model: dict[str, Any], key: str, cost: Callable[[Sized], float]) -> int:
-    "The value of `key` for which `cost` is nearest to `target`. Raises `ValueError` for a key that does not change it."
+def nearest_size(
+    target: float, model: dict[str, Any], key: str, cost: Callable[[Sized], float]
+) -> int:
+    """The value of `key` for which `cost` is nearest to `target`.
+
+    Raises `ValueError` for a key that does not change it.
+    """
     low, step = valid_steps(model, key)
-    at = lambda n: cost(ModelSizes(**{**model, key: n}))
-    if at(low + step) <= at(low): raise ValueError(f"{key}: does not change what is to be matched")
+
+    def at(n):
+        return cost(ModelSizes(**{**model, key: n}))
+
+    if at(low + step) <= at(low):
+        raise ValueError(f"{key}: does not change what is to be matched")
     high = low
-    while at(high) < target: low, high = high, 2 * high
+    while at(high) < target:
+        low, high = high, 2 * high
     while high - low > step:
         middle = low + (high - low) // (2 * step) * step
         low, high = (low, middle) if at(middle) >= target else (middle, high)
@@ -56,161 +85,337 @@ def nearest_size(target: float, model: dict[str, Any], key: str, cost: Callable[
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-12
 def match_sizes(
-    target: float,                                  # what to reach
-    model: dict[str, Any],                          # keys of `DeepSeekMLAConfig`
-    keys: Iterable[str],                            # solved for one after the other, the coarse one first
-    cost: Callable[[Sized], float],     # of a configuration
-    within: float,                                  # largest relative difference
-    unit: str,                                      # of the cost, for the message
+    target: float,  # what to reach
+    model: dict[str, Any],  # keys of `DeepSeekMLAConfig`
+    keys: Iterable[str],  # solved for one after the other, the coarse one first
+    cost: Callable[[Sized], float],  # of a configuration
+    within: float,  # largest relative difference
+    unit: str,  # of the cost, for the message
 ) -> dict[str, int]:
-    "The values of `keys` that bring `cost` near to `target`. Raises `ValueError` when no values come `within` it."
+    """The values of `keys` that bring `cost` near to `target`.
+
+    Raises `ValueError` when no values come `within` it.
+    """
     found, keys = {}, list(keys)
-    for key in keys: found[key] = nearest_size(target, model | found, key, cost)
+    for key in keys:
+        found[key] = nearest_size(target, model | found, key, cost)
     reached = cost(ModelSizes(**model | found))
     if abs(reached - target) > within * target:
-        raise ValueError(f"{keys[-1]}: no size comes within {within:.0%} of {target:,} {unit}; {', '.join(map(str, found.values()))} gives {reached:,}")
+        raise ValueError(
+            f"{keys[-1]}: no size comes within {within:.0%} of {target:,} {unit};"
+            f" {', '.join(map(str, found.values()))} gives {reached:,}"
+        )
     return found
 
 
-def match_parameters(target: int, model: dict[str, Any], key: str = "intermediate_size", within: float = 0.01) -> int:
-    "The value of `key` that brings the model nearest to `target` parameters. Raises `ValueError` when no value comes `within` it."
+def match_parameters(
+    target: int, model: dict[str, Any], key: str = "intermediate_size", within: float = 0.01
+) -> int:
+    """The value of `key` that brings the model nearest to `target` parameters.
+
+    Raises `ValueError` when no value comes `within` it.
+    """
     return match_sizes(target, model, [key], count_parameters, within, "parameters")[key]
 
 
-def match_flops(target: float, model: dict[str, Any], length: int, key: str = "intermediate_size", within: float = 0.02) -> int:
-    "The value of `key` that brings the model nearest to `target` forward FLOPs for a token of a text of `length`. Raises `ValueError` when no value comes `within` it."
-    return match_sizes(target, model, [key], lambda config: count_flops(config, length), within, "FLOPs for a token")[key]
+def match_flops(
+    target: float,
+    model: dict[str, Any],
+    length: int,
+    key: str = "intermediate_size",
+    within: float = 0.02,
+) -> int:
+    """The value of `key` that brings the model nearest to `target` forward FLOPs for a token of
+    a text of `length`. Raises `ValueError` when no value comes `within` it.
+    """
+    return match_sizes(
+        target,
+        model,
+        [key],
+        lambda config: count_flops(config, length),
+        within,
+        "FLOPs for a token",
+    )[key]
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-17
 @dataclass(frozen=True)
 class ModelCost:
-    "What a model costs, from its sizes alone."
+    """What a model costs, from its sizes alone."""
+
     config: Sized
-    qkv_bias: bool = False      # as Qwen2 has it, on queries, keys and values only
+    qkv_bias: bool = False  # as Qwen2 has it, on queries, keys and values only
 
     @property
     def lru(self) -> dict[str, int]:
-        "Parameters of all latent reasoning units together, by part; empty without one."
-        config, units = self.config, sum(self.config.has_lru(i) for i in range(self.config.num_hidden_layers))
-        readout = {"readout": config.kv_latent_dim * config.hidden_size} if config.lru_direct_readout else {}
-        return {k: units * n for k, n in (unit_parameter_counts(config.lru()) | readout).items()} if units else {}
+        """Parameters of all latent reasoning units together, by part; empty without one."""
+        config, units = (
+            self.config,
+            sum(self.config.has_lru(i) for i in range(self.config.num_hidden_layers)),
+        )
+        readout = (
+            {"readout": config.kv_latent_dim * config.hidden_size}
+            if config.lru_direct_readout
+            else {}
+        )
+        return (
+            {k: units * n for k, n in (unit_parameter_counts(config.lru()) | readout).items()}
+            if units
+            else {}
+        )
 
     @property
     def breakdown(self) -> dict[str, int]:
-        "Parameters by part, those of the units as `lru.PART`; they sum to `total`."
+        """Parameters by part, those of the units as `lru.PART`; they sum to `total`."""
         parts, mla = parameter_counts(self.config), self.config.mla()
-        bias = self.config.num_hidden_layers * (mla.num_attention_heads + 2 * mla.num_key_value_heads) * mla.head_dim if self.qkv_bias else 0
-        return {"embedding": parts["embedding"], "attention": parts["attention"] + bias, **{f"lru.{k}": n for k, n in self.lru.items()},
-                "mlp": parts["mlp"], "norm": parts["norm"], "lm_head": parts["head"]}
+        bias = (
+            self.config.num_hidden_layers
+            * (mla.num_attention_heads + 2 * mla.num_key_value_heads)
+            * mla.head_dim
+            if self.qkv_bias
+            else 0
+        )
+        return {
+            "embedding": parts["embedding"],
+            "attention": parts["attention"] + bias,
+            **{f"lru.{k}": n for k, n in self.lru.items()},
+            "mlp": parts["mlp"],
+            "norm": parts["norm"],
+            "lm_head": parts["head"],
+        }
 
     @property
-    def total(self) -> int: return sum(self.breakdown.values())
+    def total(self) -> int:
+        return sum(self.breakdown.values())
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-18
 @patch
-def flops_per_token(self: ModelCost, length: int, num_iterations: int | None = None, decode: bool = False) -> dict[str, int]:
-    "Forward FLOPs for one token of a text of `length` tokens, by part; see `zeromodel.model.sizes.flops_per_token`."
+def flops_per_token(
+    self: ModelCost, length: int, num_iterations: int | None = None, decode: bool = False
+) -> dict[str, int]:
+    """Forward FLOPs for one token of a text of `length` tokens, by part; see
+    `zeromodel.model.sizes.flops_per_token`.
+    """
     return flops_per_token(self.config, length, num_iterations, decode)
 
 
 @patch
 def flops_per_iteration(self: ModelCost, length: int, decode: bool = False) -> dict[str, int]:
-    "What one more iteration of every unit, in every loop, adds for one token, by part of the unit; empty without one."
-    units = self.config.num_loops * sum(self.config.has_lru(i) for i in range(self.config.num_hidden_layers))
-    return {k: units * n for k, n in unit_flops(self.config, length, decode)[1].items()} if units else {}
+    """What one more iteration of every unit, in every loop, adds for one token, by part of the
+    unit; empty without one.
+    """
+    units = self.config.num_loops * sum(
+        self.config.has_lru(i) for i in range(self.config.num_hidden_layers)
+    )
+    return (
+        {k: units * n for k, n in unit_flops(self.config, length, decode)[1].items()}
+        if units
+        else {}
+    )
 
 
 @patch
-def kv_cache_bytes(self: ModelCost, length: int, batch_size: int = 1, bytes_per_number: int = 2, num_iterations: int | None = None) -> int:
-    "Size of the cache after `batch_size` texts of `length` tokens."
+def kv_cache_bytes(
+    self: ModelCost,
+    length: int,
+    batch_size: int = 1,
+    bytes_per_number: int = 2,
+    num_iterations: int | None = None,
+) -> int:
+    """Size of the cache after `batch_size` texts of `length` tokens."""
     return cache_bytes(self.config, length, batch_size, bytes_per_number, num_iterations)
 
 
 @patch
-def activation_bytes(self: ModelCost, length: int, batch_size: int = 1, bytes_per_number: int = 2, num_iterations: int | None = None) -> int:
-    "What training on `batch_size` texts of `length` tokens keeps for the backward pass; see `zeromodel.model.sizes.activation_bytes`."
+def activation_bytes(
+    self: ModelCost,
+    length: int,
+    batch_size: int = 1,
+    bytes_per_number: int = 2,
+    num_iterations: int | None = None,
+) -> int:
+    """What training on `batch_size` texts of `length` tokens keeps for the backward pass; see
+    `zeromodel.model.sizes.activation_bytes`.
+    """
     return activation_bytes(self.config, length, batch_size, bytes_per_number, num_iterations)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-19
 def count_standard_transformer_params(
-    vocab_size: int, hidden_size: int, intermediate_size: int, num_layers: int, num_attention_heads: int, num_kv_heads: int | None = None,
-    qkv_bias: bool = False,     # as in Qwen2
-    **keys: Any,                # others of `DeepSeekMLAConfig`: head_dim, tie_word_embeddings, ...
+    vocab_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_attention_heads: int,
+    num_kv_heads: int | None = None,
+    qkv_bias: bool = False,  # as in Qwen2
+    **keys: Any,  # others of `DeepSeekMLAConfig`: head_dim, tie_word_embeddings, ...
 ) -> ModelCost:
-    "A decoder with grouped-query attention and gated MLPs: Llama, Qwen2. Raises `ValueError`."
-    own = dict(attention="gqa", vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_layers, num_attention_heads=num_attention_heads)
+    """A decoder with grouped-query attention and gated MLPs: Llama, Qwen2. Raises `ValueError`."""
+    own = dict(
+        attention="gqa",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_attention_heads,
+    )
     return ModelCost(ModelSizes(**own, num_key_value_heads=num_kv_heads, **keys), qkv_bias)
 
 
 def count_mla_params(
-    vocab_size: int, hidden_size: int, intermediate_size: int, num_layers: int, num_attention_heads: int, num_kv_heads: int | None = None,
-    kv_latent_dim: int = 512, q_latent_dim: int | None = None, rope_head_dim: int = 64, **keys: Any,
+    vocab_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_attention_heads: int,
+    num_kv_heads: int | None = None,
+    kv_latent_dim: int = 512,
+    q_latent_dim: int | None = None,
+    rope_head_dim: int = 64,
+    **keys: Any,
 ) -> ModelCost:
-    "A decoder with multi-head latent attention; with as many key/value heads as heads, DeepSeek-V3's with dense MLPs. Raises `ValueError`."
-    own = dict(vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_layers, num_attention_heads=num_attention_heads)
-    return ModelCost(ModelSizes(**own, num_key_value_heads=num_kv_heads, kv_latent_dim=kv_latent_dim, q_latent_dim=q_latent_dim, rope_head_dim=rope_head_dim, **keys))
+    """A decoder with multi-head latent attention; with as many key/value heads as heads,
+    DeepSeek-V3's with dense MLPs. Raises `ValueError`.
+    """
+    own = dict(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_attention_heads,
+    )
+    return ModelCost(
+        ModelSizes(
+            **own,
+            num_key_value_heads=num_kv_heads,
+            kv_latent_dim=kv_latent_dim,
+            q_latent_dim=q_latent_dim,
+            rope_head_dim=rope_head_dim,
+            **keys,
+        )
+    )
 
 
 def count_mla_lru_params(*sizes: int, **keys: Any) -> ModelCost:
-    "`count_mla_params` with a latent reasoning unit in every layer, or in `lru_layers`; its own sizes are the keys `lru_...`. Raises `ValueError`."
+    """`count_mla_params` with a latent reasoning unit in every layer, or in `lru_layers`; its
+    own sizes are the keys `lru_...`. Raises `ValueError`.
+    """
     return count_mla_params(*sizes, use_lru=True, **keys)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-25
 def design_matched_baseline(
-    target_params: int | None = None,       # parameters to reach, or
-    *, target_flops: float | None = None,   # forward FLOPs for a token to reach,
-    length: int = 1024,                     # in a text of so many tokens
-    vocab_size: int, hidden_size: int, num_layers: int, num_attention_heads: int, num_kv_heads: int | None = None,
-    within: float | None = None,            # largest relative difference; default .01 of parameters, .02 of FLOPs
-    **keys: Any,                            # others of `count_standard_transformer_params`
+    target_params: int | None = None,  # parameters to reach, or
+    *,
+    target_flops: float | None = None,  # forward FLOPs for a token to reach,
+    length: int = 1024,  # in a text of so many tokens
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    num_attention_heads: int,
+    num_kv_heads: int | None = None,
+    # largest relative difference; default .01 of parameters, .02 of FLOPs
+    within: float | None = None,
+    **keys: Any,  # others of `count_standard_transformer_params`
 ) -> tuple[int, ModelCost]:
-    "The width of the MLP that gives a standard transformer as many parameters, or FLOPs, as the other; and that transformer. Raises `ValueError`."
-    if (target_params is None) == (target_flops is None): raise ValueError("give exactly one of target_params and target_flops")
-    count = lambda n: count_standard_transformer_params(vocab_size, hidden_size, n, num_layers, num_attention_heads, num_kv_heads, **keys)
+    """The width of the MLP that gives a standard transformer as many parameters, or FLOPs, as
+    the other; and that transformer. Raises `ValueError`.
+    """
+    if (target_params is None) == (target_flops is None):
+        raise ValueError("give exactly one of target_params and target_flops")
+
+    def count(n):
+        return count_standard_transformer_params(
+            vocab_size, hidden_size, n, num_layers, num_attention_heads, num_kv_heads, **keys
+        )
+
     bias = count(1).total - count_parameters(count(1).config)
     model = {k: v for k, v in vars(count(1).config).items() if k != "intermediate_size"}
-    if target_flops is not None: size = match_flops(target_flops, model, length, within=within or .02)
-    else: size = match_parameters(target_params - bias, model, within=within or .01)
+    if target_flops is not None:
+        size = match_flops(target_flops, model, length, within=within or 0.02)
+    else:
+        size = match_parameters(target_params - bias, model, within=within or 0.01)
     return size, count(size)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-26
 @dataclass
 class Comparison:
-    "Models beside each other; printed it is a table."
+    """Models beside each other; printed it is a table."""
+
     configs: dict[str, ModelCost]
-    reference: str | None = None        # differences are relative to it
-    length: int = 1024                  # of the text that FLOPs and cache are counted for
+    reference: str | None = None  # differences are relative to it
+    length: int = 1024  # of the text that FLOPs and cache are counted for
 
     def rows(self) -> list[dict[str, Any]]:
-        "A row for each model; sizes in whole numbers, `difference` a fraction."
+        """A row for each model; sizes in whole numbers, `difference` a fraction."""
         base = self.configs[self.reference].total if self.reference else None
+
         def row(name, cost):
-            parts = {k: n for k, n in cost.breakdown.items() if not k.startswith("lru.")} | {"lru": sum(cost.lru.values())}
-            work = {f"{mode}_flops": sum(cost.flops_per_token(self.length, decode=mode == "decode").values()) for mode in ("prefill", "decode")}
-            return {"name": name, "total": cost.total, "difference": None if base is None else cost.total / base - 1, **parts, **work,
-                    "iteration_flops": sum(cost.flops_per_iteration(self.length).values()), "kv_cache_bytes": cost.kv_cache_bytes(self.length), "activation_bytes": cost.activation_bytes(self.length)}
+            parts = {k: n for k, n in cost.breakdown.items() if not k.startswith("lru.")} | {
+                "lru": sum(cost.lru.values())
+            }
+            work = {
+                f"{mode}_flops": sum(
+                    cost.flops_per_token(self.length, decode=mode == "decode").values()
+                )
+                for mode in ("prefill", "decode")
+            }
+            return {
+                "name": name,
+                "total": cost.total,
+                "difference": None if base is None else cost.total / base - 1,
+                **parts,
+                **work,
+                "iteration_flops": sum(cost.flops_per_iteration(self.length).values()),
+                "kv_cache_bytes": cost.kv_cache_bytes(self.length),
+                "activation_bytes": cost.activation_bytes(self.length),
+            }
+
         return [row(name, cost) for name, cost in self.configs.items()]
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-27
-HEADER = {"name": "model", "total": "parameters", "difference": "difference", "embedding": "embedding", "attention": "attention", "lru": "LRU", "mlp": "MLP", "norm": "norms", "lm_head": "LM head",
-          "prefill_flops": "FLOPs, prefill", "decode_flops": "FLOPs, decoding", "iteration_flops": "FLOPs, iteration", "kv_cache_bytes": "cache, bytes", "activation_bytes": "training, bytes"}
+HEADER = {
+    "name": "model",
+    "total": "parameters",
+    "difference": "difference",
+    "embedding": "embedding",
+    "attention": "attention",
+    "lru": "LRU",
+    "mlp": "MLP",
+    "norm": "norms",
+    "lm_head": "LM head",
+    "prefill_flops": "FLOPs, prefill",
+    "decode_flops": "FLOPs, decoding",
+    "iteration_flops": "FLOPs, iteration",
+    "kv_cache_bytes": "cache, bytes",
+    "activation_bytes": "training, bytes",
+}
 
 
 @patch
 def cells(self: Comparison) -> list[list[str]]:
-    "The table in words, the header first."
-    show = lambda key, x: x if key == "name" else f"{x:+.1%}" if key == "difference" else f"{x:,}"
+    """The table in words, the header first."""
+
+    def show(key, x):
+        return x if key == "name" else f"{x:+.1%}" if key == "difference" else f"{x:,}"
+
     keys = [k for k in HEADER if k != "difference" or self.reference]
     return [[HEADER[k] for k in keys], *([show(k, row[k]) for k in keys] for row in self.rows())]
 
 
 @patch
 def to_text(self: Comparison) -> str:
-    "The table, a model in a column, in plain text."
-    columns = list(zip(*self.cells()))
-    widths = [max(map(len, row)) for row in zip(*columns)]
-    lines = ["  ".join([c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:]))]) for c in columns]
-    note = f"FLOPs are forward, for one token of a text of {self.length:,}; the cache is of one such text, and so is what the backward pass of training needs, in two bytes a number."
+    """The table, a model in a column, in plain text."""
+    columns = list(zip(*self.cells(), strict=True))
+    widths = [max(map(len, row)) for row in zip(*columns, strict=True)]
+    lines = [
+        "  ".join(
+            [c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:], strict=False))]
+        )
+        for c in columns
+    ]
+    note = (
+        f"FLOPs are forward, for one token of a text of {self.length:,}; the cache is of one such"
+        " text, and so is what the backward pass of training needs, in two bytes a number."
+    )
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], note])
 
 
@@ -219,39 +424,88 @@ Comparison.__str__ = Comparison.to_text
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-28
 @patch
 def to_dataframe(self: Comparison):
-    "The table as numbers, a model in a row."
+    """The table as numbers, a model in a row."""
     import pandas as pd
+
     return pd.DataFrame(self.rows()).set_index("name")
 
 
 @patch
 def to_latex(self: Comparison) -> str:
-    "The table as a LaTeX `tabular`, a model in a column; needs the package booktabs."
-    return booktabs([list(map(latex_escape, row)) for row in zip(*self.cells())], "l" + "r" * len(self.configs))
+    """The table as a LaTeX `tabular`, a model in a column; needs the package booktabs."""
+    return booktabs(
+        [list(map(latex_escape, row)) for row in zip(*self.cells(), strict=True)],
+        "l" + "r" * len(self.configs),
+    )
 
 
-def compare_configurations(configs: dict[str, ModelCost], reference: str | None = None, length: int = 1024) -> Comparison:
-    "The models side by side: `print` it, or take `.to_text()`, `.to_dataframe()`, `.to_latex()`. Raises `ValueError` for an unknown reference."
-    if reference is not None: check_choice("reference", reference, tuple(configs))
+def compare_configurations(
+    configs: dict[str, ModelCost], reference: str | None = None, length: int = 1024
+) -> Comparison:
+    """The models side by side: `print` it, or take `.to_text()`, `.to_dataframe()`, `.to_latex()`.
+
+    Raises `ValueError` for an unknown reference.
+    """
+    if reference is not None:
+        check_choice("reference", reference, tuple(configs))
     return Comparison(configs, reference, length)
 
 # %% ../../nbs/evaluation/param_counter.ipynb #cell-31
 def resolved_costs(root: Path = Path()) -> dict[str, ModelCost]:
-    "The models of the active study, as it resolved them. Raises `FileNotFoundError`."
+    """The models of the active study, as it resolved them. Raises `FileNotFoundError`."""
     import yaml
+
     from zeromodel.tasks.suites import SUITES
     from zeromodel.tasks.tokens import vocabulary
-    folder = root / "reports" / yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["study"] / "configs"
-    if not folder.exists(): raise FileNotFoundError(2, "not there yet: 'zeromodel study prepare' resolves the experiments of params.yaml", str(folder))
-    read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    folder = (
+        root
+        / "reports"
+        / yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["study"]
+        / "configs"
+    )
+    if not folder.exists():
+        raise FileNotFoundError(
+            2,
+            "not there yet: 'zeromodel study prepare' resolves the experiments of params.yaml",
+            str(folder),
+        )
+
+    def read(name):
+        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
     configs = {name: read(name)["config"] for name in read("study")["run"]}
-    symbols = lambda suite: len(vocabulary(suite.modulus, suite.num_names))
-    return {name: ModelCost(ModelSizes(vocab_size=symbols(SUITES[c["suite"]]), **c["model"])) for name, c in configs.items()}
+
+    def symbols(suite):
+        return len(vocabulary(suite.modulus, suite.num_names))
+
+    return {
+        name: ModelCost(ModelSizes(vocab_size=symbols(SUITES[c["suite"]]), **c["model"]))
+        for name, c in configs.items()
+    }
 
 
 def example_costs() -> dict[str, ModelCost]:
-    "Qwen2.5-0.5B, the same with latent attention, with the unit, and the baseline that matches it."
-    sizes, mla = dict(vocab_size=151936, hidden_size=896, num_layers=24, num_attention_heads=14, num_kv_heads=2), dict(kv_latent_dim=256, q_latent_dim=512, rope_head_dim=64)
-    counts = {"baseline": (count_standard_transformer_params, {}), "mla": (count_mla_params, mla), "mla_lru": (count_mla_lru_params, mla)}
-    costs = {name: count(intermediate_size=4864, **sizes, **keys) for name, (count, keys) in counts.items()}
+    """Qwen2.5-0.5B, the same with latent attention, with the unit, and the baseline that matches
+    it.
+    """
+    sizes, mla = (
+        dict(
+            vocab_size=151936,
+            hidden_size=896,
+            num_layers=24,
+            num_attention_heads=14,
+            num_kv_heads=2,
+        ),
+        dict(kv_latent_dim=256, q_latent_dim=512, rope_head_dim=64),
+    )
+    counts = {
+        "baseline": (count_standard_transformer_params, {}),
+        "mla": (count_mla_params, mla),
+        "mla_lru": (count_mla_lru_params, mla),
+    }
+    costs = {
+        name: count(intermediate_size=4864, **sizes, **keys)
+        for name, (count, keys) in counts.items()
+    }
     return costs | {"matched": design_matched_baseline(costs["mla_lru"].total, **sizes)[1]}

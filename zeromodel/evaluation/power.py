@@ -18,59 +18,115 @@ from scipy.optimize import brentq
 ALTERNATIVES = ("two-sided", "greater", "less")
 
 
-def power_curve(effect_size: ArrayLike, n: ArrayLike, alpha: float = 0.05, paired: bool = True, alternative: str = "two-sided") -> np.ndarray:
-    "Power of a t test for standardised effects and numbers of pairs (or of values in each of two groups), broadcast against each other. Raises `ValueError` for n < 2."
+def power_curve(
+    effect_size: ArrayLike,
+    n: ArrayLike,
+    alpha: float = 0.05,
+    paired: bool = True,
+    alternative: str = "two-sided",
+) -> np.ndarray:
+    """Power of a t test for standardised effects and numbers of pairs (or of values in each of
+    two groups), broadcast against each other. Raises `ValueError` for n < 2.
+    """
     d, n = np.asarray(effect_size, float), np.asarray(n, float)
-    if not 0 < alpha < 1: raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
-    if alternative not in ALTERNATIVES: raise ValueError(f"alternative='{alternative}': must be one of {', '.join(ALTERNATIVES)}")
-    if not np.isfinite(d).all(): raise ValueError("effect_size: must be finite")
-    if not (n >= 2).all(): raise ValueError(f"n={n.min():g}: a t test needs at least 2")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: must be between 0 and 1, like 0.05")
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"alternative='{alternative}': must be one of {', '.join(ALTERNATIVES)}")
+    if not np.isfinite(d).all():
+        raise ValueError("effect_size: must be finite")
+    if not (n >= 2).all():
+        raise ValueError(f"n={n.min():g}: a t test needs at least 2")
     df, nc = (n - 1, d * np.sqrt(n)) if paired else (2 * n - 2, d * np.sqrt(n / 2))
-    if alternative != "two-sided": return stats.nct.sf(stats.t.isf(alpha, df), df, nc if alternative == "greater" else -nc)
+    if alternative != "two-sided":
+        return stats.nct.sf(stats.t.isf(alpha, df), df, nc if alternative == "greater" else -nc)
     critical = stats.t.isf(alpha / 2, df)
     # far in the lower tail scipy's cdf is NaN where it should be 0
-    return stats.nct.sf(critical, df, np.abs(nc)) + np.nan_to_num(stats.nct.cdf(-critical, df, np.abs(nc)))
+    return stats.nct.sf(critical, df, np.abs(nc)) + np.nan_to_num(
+        stats.nct.cdf(-critical, df, np.abs(nc))
+    )
 
 # %% ../../nbs/evaluation/power.ipynb #cell-15
 @lru_cache(maxsize=1024)
-def minimum_effect(n: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True, alternative: str = "two-sided") -> float:
-    "The standardised effect that a t test with `n` pairs (or `n` in each group) finds with probability `power`."
+def minimum_effect(
+    n: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    paired: bool = True,
+    alternative: str = "two-sided",
+) -> float:
+    """The standardised effect that a t test with `n` pairs (or `n` in each group) finds with
+    probability `power`.
+    """
     sign = -1 if alternative == "less" else 1
-    shortfall = lambda d: float(power_curve(sign * d, n, alpha, paired, alternative)) - power
-    high = 1.
-    while shortfall(high) < 0: high *= 2
+
+    def shortfall(d):
+        return float(power_curve(sign * d, n, alpha, paired, alternative)) - power
+
+    high = 1.0
+    while shortfall(high) < 0:
+        high *= 2
     return sign * brentq(shortfall, 0, high, xtol=1e-12)
 
 
-def sufficient_n(effect_size: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True, alternative: str = "two-sided") -> float:
-    "The smallest n >= 2, not rounded, at which a t test has the power."
-    shortfall = lambda n: float(power_curve(effect_size, n, alpha, paired, alternative)) - power
-    high = 2.
-    while shortfall(high) < 0: high *= 2
+def sufficient_n(
+    effect_size: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    paired: bool = True,
+    alternative: str = "two-sided",
+) -> float:
+    """The smallest n >= 2, not rounded, at which a t test has the power."""
+
+    def shortfall(n):
+        return float(power_curve(effect_size, n, alpha, paired, alternative)) - power
+
+    high = 2.0
+    while shortfall(high) < 0:
+        high *= 2
     return high if high == 2 else brentq(shortfall, high / 2, high, xtol=1e-9)
 
 # %% ../../nbs/evaluation/power.ipynb #cell-16
 def power_analysis(
-    effect_size: float,                # d_z of paired seeds, d of two groups
+    effect_size: float,  # d_z of paired seeds, d of two groups
     alpha: float = 0.05,
     power: float = 0.8,
     paired: bool = True,
-    alternative: str = "two-sided",    # or greater, less
-    n: int | None = None,              # a number of seeds that is given
+    alternative: str = "two-sided",  # or greater, less
+    n: int | None = None,  # a number of seeds that is given
 ) -> dict[str, float]:
-    """How many pairs (or values in each group) a t test needs: `required_n`, and `n_exact` before rounding up; `achieved_power` of the effect and minimum detectable effect `mde`
-    with `n` seeds, or with `required_n` if it is not given. Raises `ValueError` where no number of seeds will do."""
-    if not alpha < power < 1: raise ValueError(f"power={power}: must be between alpha={alpha} and 1, like 0.8")
-    wrong = {"two-sided": effect_size == 0, "greater": effect_size <= 0, "less": effect_size >= 0}.get(alternative, False)
-    if wrong or abs(effect_size) < 1e-4: raise ValueError(f"effect_size={effect_size}: a test with the alternative '{alternative}' needs an effect in its direction, of at least 0.0001")
+    """How many pairs (or values in each group) a t test needs: `required_n`, and `n_exact`
+    before rounding up; `achieved_power` of the effect and minimum detectable effect `mde` with
+    `n` seeds, or with `required_n` if it is not given. Raises `ValueError` where no number of
+    seeds will do.
+    """
+    if not alpha < power < 1:
+        raise ValueError(f"power={power}: must be between alpha={alpha} and 1, like 0.8")
+    wrong = {
+        "two-sided": effect_size == 0,
+        "greater": effect_size <= 0,
+        "less": effect_size >= 0,
+    }.get(alternative, False)
+    if wrong or abs(effect_size) < 1e-4:
+        raise ValueError(
+            f"effect_size={effect_size}: a test with the alternative '{alternative}' needs an"
+            " effect in its direction, of at least 0.0001"
+        )
     n_exact = sufficient_n(effect_size, alpha, power, paired, alternative)
     required = math.ceil(n_exact - 1e-9)
     at = required if n is None else n
-    return {"required_n": required, "n_exact": n_exact, "achieved_power": float(power_curve(effect_size, at, alpha, paired, alternative)),
-            "mde": minimum_effect(at, alpha, power, paired, alternative)}
+    return {
+        "required_n": required,
+        "n_exact": n_exact,
+        "achieved_power": float(power_curve(effect_size, at, alpha, paired, alternative)),
+        "mde": minimum_effect(at, alpha, power, paired, alternative),
+    }
 
 # %% ../../nbs/evaluation/power.ipynb #cell-21
 def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    "The true mean difference that a two-sided paired t test of `n` differences with standard deviation `sd` finds with probability `power`; NaN for fewer than two."
-    if n < 2 or not np.isfinite(sd): return float("nan")
-    return float(sd * minimum_effect(n, alpha, power)) if sd > 0 else 0.
+    """The true mean difference that a two-sided paired t test of `n` differences with standard
+    deviation `sd` finds with probability `power`; NaN for fewer than two.
+    """
+    if n < 2 or not np.isfinite(sd):
+        return float("nan")
+    return float(sd * minimum_effect(n, alpha, power)) if sd > 0 else 0.0

@@ -21,62 +21,125 @@ from ..model.cache import measured_bytes
 
 # %% ../../nbs/evaluation/speed.ipynb #cell-05
 def median_interval(x: ArrayLike, confidence_level: float = 0.95) -> tuple[float, float, float]:
-    "Median of x [n], and the order statistics that cover the true one with at least `confidence_level`; infinite where n is too small for any."
+    """Median of x [n], and the order statistics that cover the true one with at least
+    `confidence_level`; infinite where n is too small for any.
+    """
     x = np.sort(np.asarray(x, float))
-    k = int(stats.binom.ppf((1 - confidence_level) / 2, len(x), .5))        # the largest with P(X < k) <= alpha / 2
+    # the largest with P(X < k) <= alpha / 2
+    k = int(stats.binom.ppf((1 - confidence_level) / 2, len(x), 0.5))
     lower, upper = (x[k - 1], x[-k]) if k else (-np.inf, np.inf)
     return float(np.median(x)), float(lower), float(upper)
 
 # %% ../../nbs/evaluation/speed.ipynb #53384d6c
-def seconds_in_turns(calls: Mapping[str, Callable[[], object]], repeats: int = 15, warmup: int = 2) -> dict[str, np.ndarray]:
-    "Wall-clock seconds [repeats] of each of `calls`, made in turns, each turn in another order, so that none always comes after the same one; waits for the GPU."
+def seconds_in_turns(
+    calls: Mapping[str, Callable[[], object]], repeats: int = 15, warmup: int = 2
+) -> dict[str, np.ndarray]:
+    """Wall-clock seconds [repeats] of each of `calls`, made in turns, each turn in another
+    order, so that none always comes after the same one; waits for the GPU.
+    """
+
     def seconds(call):
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         start = time.perf_counter()
         call()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - start
+
     for _ in range(warmup):
-        for call in calls.values(): call()
+        for call in calls.values():
+            call()
     names, rng = list(calls), np.random.default_rng(0)
-    turns = [{name: seconds(calls[name]) for name in rng.permutation(names)} for _ in range(repeats)]
+    turns = [
+        {name: seconds(calls[name]) for name in rng.permutation(names)} for _ in range(repeats)
+    ]
     return {name: np.array([turn[name] for turn in turns]) for name in names}
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    "Most memory that tensors made within `call` hold at one time."
+    """Most memory that tensors made within `call` hold at one time."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    with MemTracker() as tracker: call()
-    return sum(n for kinds in tracker.get_tracker_snapshot("peak").values() for kind, n in kinds.items() if getattr(kind, "value", kind) not in ("Total", "Parameter", "Buffer"))
+    with MemTracker() as tracker:
+        call()
+    return sum(
+        n
+        for kinds in tracker.get_tracker_snapshot("peak").values()
+        for kind, n in kinds.items()
+        if getattr(kind, "value", kind) not in ("Total", "Parameter", "Buffer")
+    )
 
 # %% ../../nbs/evaluation/speed.ipynb #cell-11
 @torch.no_grad()
-def decode_all(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, start: int):
-    "Read `start` tokens in one pass and the rest one by one with the cache, which is returned."
-    told = lambda n: {} if attention_mask is None else {"attention_mask": attention_mask[:, :n]}
+def decode_all(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, start: int
+):
+    """Read `start` tokens in one pass and the rest one by one with the cache, which is returned."""
+
+    def told(n):
+        return {} if attention_mask is None else {"attention_mask": attention_mask[:, :n]}
+
     past = model(input_ids[:, :start], use_cache=True, **told(start)).past_key_values
-    for i in range(start, input_ids.shape[1]): past = model(input_ids[:, i:i + 1], past_key_values=past, use_cache=True, **told(i + 1)).past_key_values
+    for i in range(start, input_ids.shape[1]):
+        past = model(
+            input_ids[:, i : i + 1], past_key_values=past, use_cache=True, **told(i + 1)
+        ).past_key_values
     return past
 
 
 @torch.no_grad()
 def measure_speed(
-    model: PreTrainedModel,                     # in eval mode
-    input_ids: Tensor,                          # [B,S]
-    attention_mask: Tensor | None = None,       # [B,S]
+    model: PreTrainedModel,  # in eval mode
+    input_ids: Tensor,  # [B,S]
+    attention_mask: Tensor | None = None,  # [B,S]
     repeats: int = 15,
-    decode_tokens: int = 8,                     # of the S, read one by one for the speed of decoding
+    decode_tokens: int = 8,  # of the S, read one by one for the speed of decoding
 ) -> dict[str, float]:
-    """Medians and 95% intervals (`_lower`, `_upper`) of `adaptive_seconds` for a forward pass as the model halts, and `fixed_seconds` with all N iterations for everybody; of `speedup_vs_fixed`, the ratio turn by turn;
-    `tokens_per_second` in prefill and `decode_tokens_per_second`; `peak_bytes` of a forward pass and `cache_bytes` after it. Without a unit adaptive and fixed are the same."""
-    whole, N, start = lambda **told: model(input_ids, attention_mask, **told), model.config.lru_max_iterations, input_ids.shape[1] - decode_tokens
-    turns = seconds_in_turns({"adaptive": whole, "fixed": lambda: whole(forced_exit=N, early_exit=False), "decode": lambda: decode_all(model, input_ids, attention_mask, start),
-                              "prefill": lambda: decode_all(model, input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start], start)}, repeats)
-    found = {"adaptive_seconds": turns["adaptive"], "fixed_seconds": turns["fixed"], "speedup_vs_fixed": turns["fixed"] / turns["adaptive"], "tokens_per_second": input_ids.numel() / turns["adaptive"]}
-    found["decode_tokens_per_second"] = len(input_ids) * decode_tokens / np.maximum(turns["decode"] - turns["prefill"], 1e-9)
-    result = {name + end: v for name, x in found.items() for end, v in zip(("", "_lower", "_upper"), median_interval(x))}
-    return result | {"peak_bytes": peak_bytes(whole, input_ids.device), "cache_bytes": measured_bytes(whole(use_cache=True).past_key_values), "repeats": repeats}
+    """Medians and 95% intervals (`_lower`, `_upper`) of `adaptive_seconds` for a forward pass as
+    the model halts, and `fixed_seconds` with all N iterations for everybody; of
+    `speedup_vs_fixed`, the ratio turn by turn; `tokens_per_second` in prefill and
+    `decode_tokens_per_second`; `peak_bytes` of a forward pass and `cache_bytes` after it.
+    Without a unit adaptive and fixed are the same.
+    """
+    whole, N, start = (
+        lambda **told: model(input_ids, attention_mask, **told),
+        model.config.lru_max_iterations,
+        input_ids.shape[1] - decode_tokens,
+    )
+    turns = seconds_in_turns(
+        {
+            "adaptive": whole,
+            "fixed": lambda: whole(forced_exit=N, early_exit=False),
+            "decode": lambda: decode_all(model, input_ids, attention_mask, start),
+            "prefill": lambda: decode_all(
+                model,
+                input_ids[:, :start],
+                None if attention_mask is None else attention_mask[:, :start],
+                start,
+            ),
+        },
+        repeats,
+    )
+    found = {
+        "adaptive_seconds": turns["adaptive"],
+        "fixed_seconds": turns["fixed"],
+        "speedup_vs_fixed": turns["fixed"] / turns["adaptive"],
+        "tokens_per_second": input_ids.numel() / turns["adaptive"],
+    }
+    found["decode_tokens_per_second"] = (
+        len(input_ids) * decode_tokens / np.maximum(turns["decode"] - turns["prefill"], 1e-9)
+    )
+    result = {
+        name + end: v
+        for name, x in found.items()
+        for end, v in zip(("", "_lower", "_upper"), median_interval(x), strict=True)
+    }
+    return result | {
+        "peak_bytes": peak_bytes(whole, input_ids.device),
+        "cache_bytes": measured_bytes(whole(use_cache=True).past_key_values),
+        "repeats": repeats,
+    }

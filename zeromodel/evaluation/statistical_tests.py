@@ -16,129 +16,302 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .crossed import crossed_bootstrap, crossed_t_interval, variance_components
-from .equal_accuracy import EqualAccuracyRatio, equal_accuracy_ratio
-from .intervals import BootstrapResult, as_vector, bootstrap_ci, t_interval
+from .intervals import as_vector, bootstrap_ci
 from .multiplicity import max_t, multiple_comparison_correction
-from .paired import PairedResult, paired_comparison, sign_flip_p, wilcoxon_p
-from .power import minimum_detectable_effect, power_analysis, power_curve
+from .paired import PairedResult, paired_comparison
+from .power import power_analysis
 from .tables import booktabs, latex_escape
 
-_all_ = ["crossed_bootstrap", "crossed_t_interval", "variance_components", "EqualAccuracyRatio", "equal_accuracy_ratio", "BootstrapResult", "bootstrap_ci", "t_interval", "max_t",
-         "multiple_comparison_correction", "PairedResult", "paired_comparison", "sign_flip_p", "wilcoxon_p", "minimum_detectable_effect", "power_analysis", "power_curve"]
+_all_ = [
+    "crossed_bootstrap",
+    "crossed_t_interval",
+    "variance_components",
+    "EqualAccuracyRatio",
+    "equal_accuracy_ratio",
+    "BootstrapResult",
+    "bootstrap_ci",
+    "t_interval",
+    "max_t",
+    "multiple_comparison_correction",
+    "PairedResult",
+    "paired_comparison",
+    "sign_flip_p",
+    "wilcoxon_p",
+    "minimum_detectable_effect",
+    "power_analysis",
+    "power_curve",
+]
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #00441965
 def verdict(r: PairedResult, smallest_effect: float) -> str:
-    "`supported`: b is significantly better than a. `not supported`: significantly worse, or an interval wholly below `smallest_effect`. Otherwise `underpowered`."
-    if r.significant: return "supported" if r.difference > 0 else "not supported"
+    """`supported`: b is significantly better than a.
+
+    `not supported`: significantly worse, or an interval wholly below `smallest_effect`. Otherwise
+    `underpowered`.
+    """
+    if r.significant:
+        return "supported" if r.difference > 0 else "not supported"
     excluded = r.upper < smallest_effect and not r.degenerate and not np.isnan(r.p_value)
     return "not supported" if excluded else "underpowered"
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #11301df2
 def explain(r: PairedResult, smallest_effect: float) -> str:
-    "The verdict in a sentence with its numbers."
+    """The verdict in a sentence with its numbers."""
     v = verdict(r, smallest_effect)
-    size = f"{abs(r.difference):.3f} {'better' if r.difference > 0 else 'worse'}" if np.isfinite(r.difference) else "no complete pair"
-    if r.significant and 0 < r.upper < smallest_effect: detail = f"{size}, which is surely less than the {smallest_effect:g} that would matter"
-    elif r.significant or np.isnan(r.minimum_detectable_effect): detail = size
-    elif v == "not supported": detail = f"a gain of {smallest_effect:g} or more is outside the interval"
-    elif r.lower > 0: detail = f"{size}, but {r.n} seeds cannot make that significant here"
-    else: detail = f"{r.n} seeds find a true difference of {r.minimum_detectable_effect:.3f} with a power of 80%, not a smaller one"
+    size = (
+        f"{abs(r.difference):.3f} {'better' if r.difference > 0 else 'worse'}"
+        if np.isfinite(r.difference)
+        else "no complete pair"
+    )
+    if r.significant and 0 < r.upper < smallest_effect:
+        detail = f"{size}, which is surely less than the {smallest_effect:g} that would matter"
+    elif r.significant or np.isnan(r.minimum_detectable_effect):
+        detail = size
+    elif v == "not supported":
+        detail = f"a gain of {smallest_effect:g} or more is outside the interval"
+    elif r.lower > 0:
+        detail = f"{size}, but {r.n} seeds cannot make that significant here"
+    else:
+        detail = (
+            f"{r.n} seeds find a true difference of {r.minimum_detectable_effect:.3f} with a power"
+            " of 80%, not a smaller one"
+        )
     return f"{v}: {detail} ({r.reason})"
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-11
 def mean_sd(x: ArrayLike) -> tuple[float, float]:
-    "Mean and standard deviation of the scores that are there; NaN where there are too few."
+    """Mean and standard deviation of the scores that are there; NaN where there are too few."""
     x = as_vector(x)
     x = x[~np.isnan(x)]
     return float(x.mean()) if len(x) else np.nan, float(x.std(ddof=1)) if len(x) > 1 else np.nan
 
 
 def comparison_rows(report: "StatisticalReport") -> list[dict[str, Any]]:
-    "Per comparison: name, mean and SD, the fields of `PairedResult`, the corrected p, and the verdict by it."
+    """Per comparison: name, mean and SD, the fields of `PairedResult`, the corrected p, and the
+    verdict by it.
+    """
     names = list(report.results)
-    if report.correction != "max_t": p = multiple_comparison_correction([r.p_value for r in report.results.values()], report.correction, report.alpha)[0]
-    else: p = max_t(np.stack([report.scores[name] - report.scores[report.baseline_name] for name in names], 1), report.alpha, rng=report.seed)[0] if names else []
+    if report.correction != "max_t":
+        p = multiple_comparison_correction(
+            [r.p_value for r in report.results.values()], report.correction, report.alpha
+        )[0]
+    else:
+        p = (
+            max_t(
+                np.stack(
+                    [report.scores[name] - report.scores[report.baseline_name] for name in names], 1
+                ),
+                report.alpha,
+                rng=report.seed,
+            )[0]
+            if names
+            else []
+        )
     rows = []
-    for name, adjusted in zip(names, p):
+    for name, adjusted in zip(names, p, strict=True):
         mean, sd = mean_sd(report.scores[name])
         r = replace(report.results[name], significant=bool(adjusted <= report.alpha))
-        rows.append({"name": name, "mean": mean, "sd": sd} | asdict(r) | {"p_adjusted": float(adjusted), "verdict": verdict(r, report.smallest_effect), "explanation": explain(r, report.smallest_effect)})
+        rows.append(
+            {"name": name, "mean": mean, "sd": sd}
+            | asdict(r)
+            | {
+                "p_adjusted": float(adjusted),
+                "verdict": verdict(r, report.smallest_effect),
+                "explanation": explain(r, report.smallest_effect),
+            }
+        )
     return rows
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-13
-def _number(x: float, form: str = ".3f") -> str: return format(x, form) if np.isfinite(x) else "–"
-def _p(p: float) -> str: return "<0.001" if p < .001 else _number(p)
+def _number(x: float, form: str = ".3f") -> str:
+    return format(x, form) if np.isfinite(x) else "–"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else _number(p)
 
 
 def table_cells(report: "StatisticalReport") -> list[list[str]]:
-    "Header, baseline and comparisons as rows of text."
+    """Header, baseline and comparisons as rows of text."""
     mean, sd = mean_sd(report.scores[report.baseline_name])
     n = int((~np.isnan(report.scores[report.baseline_name])).sum())
     cells = [[report.baseline_name, f"{_number(mean)} ± {_number(sd)}", str(n), *[""] * 7]]
     for r in comparison_rows(report):
-        cells.append([r["name"], f"{_number(r['mean'])} ± {_number(r['sd'])}", str(r["n"]), _number(r["difference"], "+.3f"), f"[{_number(r['lower'], '+.3f')}, {_number(r['upper'], '+.3f')}]", _number(r["g_av"], ".2f"),
-                      _p(r["p_value"]), _p(r["p_adjusted"]), _p(r["min_attainable_p"]), r["verdict"]])
-    return [["experiment", "mean ± SD", "n", "difference", f"{1 - report.alpha:.0%} interval", "g_av", "p", "adjusted p", "smallest exact p", "verdict"], *cells]
+        cells.append(
+            [
+                r["name"],
+                f"{_number(r['mean'])} ± {_number(r['sd'])}",
+                str(r["n"]),
+                _number(r["difference"], "+.3f"),
+                f"[{_number(r['lower'], '+.3f')}, {_number(r['upper'], '+.3f')}]",
+                _number(r["g_av"], ".2f"),
+                _p(r["p_value"]),
+                _p(r["p_adjusted"]),
+                _p(r["min_attainable_p"]),
+                r["verdict"],
+            ]
+        )
+    return [
+        [
+            "experiment",
+            "mean ± SD",
+            "n",
+            "difference",
+            f"{1 - report.alpha:.0%} interval",
+            "g_av",
+            "p",
+            "adjusted p",
+            "smallest exact p",
+            "verdict",
+        ],
+        *cells,
+    ]
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-14
 def as_text(report: "StatisticalReport") -> str:
-    "The report as plain text."
+    """The report as plain text."""
     cells, rows = table_cells(report), comparison_rows(report)
-    width = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(c.ljust(w) if i in (0, len(width) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(row, width))).rstrip() for row in cells]
-    family = f"two-sided, alpha = {report.alpha:g}, p adjusted over {len(rows)} comparison{'s' * (len(rows) != 1)} ({report.correction}); a difference of less than {report.smallest_effect:g} does not matter"
-    dropped = [f"{r['name']}: {r['n_dropped']} of {r['n'] + r['n_dropped']} pairs dropped, a score is missing" for r in rows if r["n_dropped"]]
-    return "\n".join([f"Comparison with {report.baseline_name}, paired by seed", family, "", *lines, "", *(f"{r['name']}: {r['explanation']}" for r in rows), *dropped]).rstrip() + "\n"
+    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i in (0, len(width) - 1) else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, width, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    family = (
+        f"two-sided, alpha = {report.alpha:g}, p adjusted over {len(rows)}"
+        f" comparison{'s' * (len(rows) != 1)} ({report.correction}); a difference of less than"
+        f" {report.smallest_effect:g} does not matter"
+    )
+    dropped = [
+        f"{r['name']}: {r['n_dropped']} of {r['n'] + r['n_dropped']} pairs dropped, a score is"
+        " missing"
+        for r in rows
+        if r["n_dropped"]
+    ]
+    return (
+        "\n".join(
+            [
+                f"Comparison with {report.baseline_name}, paired by seed",
+                family,
+                "",
+                *lines,
+                "",
+                *(f"{r['name']}: {r['explanation']}" for r in rows),
+                *dropped,
+            ]
+        ).rstrip()
+        + "\n"
+    )
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-15
 def as_latex(report: "StatisticalReport") -> str:
-    "The report as a LaTeX `tabular`; needs the package booktabs."
+    """The report as a LaTeX `tabular`; needs the package booktabs."""
     header, *rows = table_cells(report)
-    mathematics = lambda cell: "$" + cell.replace("±", r"\pm") + "$" if cell and "–" not in cell else latex_escape(cell)
+
+    def mathematics(cell):
+        return (
+            "$" + cell.replace("±", r"\pm") + "$"
+            if cell and "–" not in cell
+            else latex_escape(cell)
+        )
+
     head = [latex_escape(cell).replace(r"g\_av", r"$g_{\mathrm{av}}$") for cell in header]
-    return booktabs([head, *([latex_escape(first), *map(mathematics, middle), latex_escape(last)] for first, *middle, last in rows)], f"l{'r' * (len(header) - 2)}l")
+    return booktabs(
+        [
+            head,
+            *(
+                [latex_escape(first), *map(mathematics, middle), latex_escape(last)]
+                for first, *middle, last in rows
+            ),
+        ],
+        f"l{'r' * (len(header) - 2)}l",
+    )
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-16
 CORRECTIONS = ("holm", "bonferroni", "bh", "fdr_bh", "max_t")
 
 
 def as_dict(report: "StatisticalReport") -> dict[str, Any]:
-    "The report as plain values, None where there is no number; ready for JSON."
+    """The report as plain values, None where there is no number; ready for JSON."""
     mean, sd = mean_sd(report.scores[report.baseline_name])
-    plain = lambda row: {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-    baseline = {"name": report.baseline_name, "mean": mean, "sd": sd, "n": int((~np.isnan(report.scores[report.baseline_name])).sum())}
-    return {"baseline": plain(baseline), "alpha": report.alpha, "correction": report.correction, "smallest_effect": report.smallest_effect, "comparisons": [plain(r) for r in comparison_rows(report)]}
+
+    def plain(row):
+        return {
+            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
+        }
+
+    baseline = {
+        "name": report.baseline_name,
+        "mean": mean,
+        "sd": sd,
+        "n": int((~np.isnan(report.scores[report.baseline_name])).sum()),
+    }
+    return {
+        "baseline": plain(baseline),
+        "alpha": report.alpha,
+        "correction": report.correction,
+        "smallest_effect": report.smallest_effect,
+        "comparisons": [plain(r) for r in comparison_rows(report)],
+    }
 
 
 def as_dataframe(report: "StatisticalReport"):
-    "A `pandas.DataFrame` with a row for each comparison, indexed by name."
+    """A `pandas.DataFrame` with a row for each comparison, indexed by name."""
     import pandas as pd
-    return pd.DataFrame(comparison_rows(report), columns=None if report.results else ["name"]).set_index("name")
+
+    return pd.DataFrame(
+        comparison_rows(report), columns=None if report.results else ["name"]
+    ).set_index("name")
 
 # %% ../../nbs/evaluation/statistical_tests.ipynb #cell-17
 @dataclass
 class StatisticalReport:
-    "Experiments compared with a baseline, seed by seed. Raises `ValueError` for scores that cannot be paired and for a name that is taken."
-    baseline_scores: ArrayLike           # [n], a score for each seed, NaN where it failed
+    """Experiments compared with a baseline, seed by seed.
+
+    Raises `ValueError` for scores that cannot be paired and for a name that is taken.
+    """
+
+    baseline_scores: ArrayLike  # [n], a score for each seed, NaN where it failed
     baseline_name: str = "baseline"
     alpha: float = 0.05
-    correction: str = "holm"             # holm, bonferroni, bh, max_t
-    smallest_effect: float = 0.05        # the smallest difference that matters, in the unit of the scores: five points of accuracy
-    seed: int = 0                        # of random sign flips, where there are too many to count: above 40 seeds, with max_t above 16
+    correction: str = "holm"  # holm, bonferroni, bh, max_t
+    # the smallest difference that matters, in the unit of the scores: five points of accuracy
+    smallest_effect: float = 0.05
+    # of random sign flips, where there are too many to count: above 40 seeds, with max_t above 16
+    seed: int = 0
 
     def __post_init__(self):
-        if self.correction not in CORRECTIONS: raise ValueError(f"correction='{self.correction}': must be one of {', '.join(CORRECTIONS)}")
-        if not 0 < self.alpha < 1: raise ValueError(f"alpha={self.alpha}: must be between 0 and 1, like 0.05")
-        self.scores, self.results = {self.baseline_name: as_vector(self.baseline_scores, self.baseline_name)}, {}
+        if self.correction not in CORRECTIONS:
+            raise ValueError(
+                f"correction='{self.correction}': must be one of {', '.join(CORRECTIONS)}"
+            )
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha={self.alpha}: must be between 0 and 1, like 0.05")
+        self.scores, self.results = (
+            {self.baseline_name: as_vector(self.baseline_scores, self.baseline_name)},
+            {},
+        )
 
-    def add_comparison(self, name: str, scores: ArrayLike) -> "StatisticalReport":    # scores: [n], the same seeds in the same order
-        if name in self.scores: raise ValueError(f"'{name}' is in the report already")
-        self.results[name] = paired_comparison(self.baseline_scores, scores, alpha=self.alpha, rng=self.seed)
+    # scores: [n], the same seeds in the same order
+    def add_comparison(self, name: str, scores: ArrayLike) -> "StatisticalReport":
+        if name in self.scores:
+            raise ValueError(f"'{name}' is in the report already")
+        self.results[name] = paired_comparison(
+            self.baseline_scores, scores, alpha=self.alpha, rng=self.seed
+        )
         self.scores[name] = as_vector(scores, name)
         return self
 
-    def generate(self) -> str: return as_text(self)
-    def to_latex(self) -> str: return as_latex(self)
-    def to_dataframe(self): return as_dataframe(self)
-    def to_dict(self) -> dict[str, Any]: return as_dict(self)
+    def generate(self) -> str:
+        return as_text(self)
+
+    def to_latex(self) -> str:
+        return as_latex(self)
+
+    def to_dataframe(self):
+        return as_dataframe(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_dict(self)

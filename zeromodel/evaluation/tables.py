@@ -8,19 +8,44 @@ __all__ = ['ESCAPES', 'latex_escape', 'booktabs']
 # %% ../../nbs/evaluation/tables.ipynb #cell-02
 from collections.abc import Sequence
 
-ESCAPES = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "±": r"$\pm$", "–": "--"}
-                        | {c: "\\" + c for c in "&%$#_{}"})
+ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\n": " ",
+        "±": r"$\pm$",
+        "–": "--",
+    }
+    | {c: "\\" + c for c in "&%$#_{}"}
+)
 
 
 def latex_escape(text: str) -> str:
-    "Text that LaTeX prints as it stands."
+    """Text that LaTeX prints as it stands."""
     return text.translate(ESCAPES)
 
 
 def booktabs(
-    rows: Sequence[Sequence[str]],      # the header first; cells are LaTeX already
-    alignment: str,                     # such as lrr
+    rows: Sequence[Sequence[str]],  # the header first; cells are LaTeX already
+    alignment: str,  # such as lrr
 ) -> str:
-    "A LaTeX `tabular`; needs the package booktabs."
+    """A LaTeX `tabular`; needs the package booktabs."""
     header, *body = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join([rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return (
+        "\n".join(
+            [
+                rf"\begin{{tabular}}{{{alignment}}}",
+                r"\toprule",
+                header,
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+        + "\n"
+    )

@@ -20,10 +20,12 @@ EXPORTS = {
 
 
 def __getattr__(name: str):
-    "A name of `EXPORTS`, loaded when it is asked for."
+    """A name of `EXPORTS`, loaded when it is asked for."""
     for module, names in EXPORTS.items():
-        if name in names: return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__() -> list[str]: return sorted(n for names in EXPORTS.values() for n in names)
+def __dir__() -> list[str]:
+    return sorted(n for names in EXPORTS.values() for n in names)

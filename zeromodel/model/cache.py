@@ -13,58 +13,77 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Stati
 
 # %% ../../nbs/model/cache.ipynb #cell-06
 class NoPast:
-    "The past of a unit that starts here and need not be remembered."
+    """The past of a unit that starts here and need not be remembered."""
+
     remembers = False
 
     def tail(self, name: str, x: Tensor, width: int) -> Tensor:
-        "[B,S,d] -> [B,width+S,d]: `x` with the `width` inputs before it."
+        """[B,S,d] -> [B,width+S,d]: `x` with the `width` inputs before it."""
         return F.pad(x, (0, 0, width, 0))
 
     def extend(self, name: str, x: Tensor) -> Tensor:
-        "[B,S,d] -> [B,T,d]: `x` with all inputs before it."
+        """[B,S,d] -> [B,T,d]: `x` with all inputs before it."""
         return x
 
     def carried(self, name: str, like: Tensor) -> Tensor:
-        "What was last carried under `name`, or zeros."
+        """What was last carried under `name`, or zeros."""
         return torch.zeros_like(like)
 
-    def carry(self, name: str, value: Tensor): "Keep `value` for the next token."
+    def carry(self, name: str, value: Tensor):
+        """Keep `value` for the next token."""
 
-    def run(self, num_iterations: int): "Say how many iterations are made."
+    def run(self, num_iterations: int):
+        """Say how many iterations are made."""
 
 
 NO_PAST = NoPast()
 
 # %% ../../nbs/model/cache.ipynb #cell-09
 class Past:
-    "The past of a unit, by name; a part of the cache layers below."
+    """The past of a unit, by name; a part of the cache layers below."""
+
     remembers = True
 
     def tail(self, name: str, x: Tensor, width: int) -> Tensor:
-        whole = torch.cat([self.kept[name], x], 1) if name in self.kept else F.pad(x, (0, 0, width, 0))
-        self.kept[name] = whole[:, whole.shape[1] - width:].clone()
+        whole = (
+            torch.cat([self.kept[name], x], 1) if name in self.kept else F.pad(x, (0, 0, width, 0))
+        )
+        self.kept[name] = whole[:, whole.shape[1] - width :].clone()
         return whole
 
     def extend(self, name: str, x: Tensor) -> Tensor:
         self.kept[name] = torch.cat([self.kept[name], x], 1) if name in self.kept else x
         return self.kept[name]
 
-    def carried(self, name: str, like: Tensor) -> Tensor: return self.kept.get(name, torch.zeros_like(like))
+    def carried(self, name: str, like: Tensor) -> Tensor:
+        return self.kept.get(name, torch.zeros_like(like))
 
-    def carry(self, name: str, value: Tensor): self.kept[name] = value
+    def carry(self, name: str, value: Tensor):
+        self.kept[name] = value
 
     def run(self, num_iterations: int):
-        "Raises `ValueError` when earlier tokens made another number of iterations: their past ends elsewhere."
-        if self.num_iterations not in (None, num_iterations): raise ValueError(f"num_iterations={num_iterations}: the tokens in the cache made {self.num_iterations}")
+        """Raises `ValueError` when earlier tokens made another number of iterations: their past
+        ends elsewhere.
+        """
+        if self.num_iterations not in (None, num_iterations):
+            raise ValueError(
+                f"num_iterations={num_iterations}: the tokens in the cache made"
+                f" {self.num_iterations}"
+            )
         self.num_iterations = num_iterations
 
 # %% ../../nbs/model/cache.ipynb #cell-15
 class PastLayer(Past, CacheLayerMixin):
-    "What both kinds of cache layer do with the past of a unit: rows are reordered, repeated and selected as those of keys and values."
-    def forget(self): self.kept, self.num_iterations = {}, None
+    """What both kinds of cache layer do with the past of a unit: rows are reordered, repeated
+    and selected as those of keys and values.
+    """
+
+    def forget(self):
+        self.kept, self.num_iterations = {}, None
 
     def every(self, change):
-        for name, x in self.kept.items(): self.kept[name] = change(x)
+        for name, x in self.kept.items():
+            self.kept[name] = change(x)
 
     def reset(self):
         super().reset()
@@ -84,45 +103,70 @@ class PastLayer(Past, CacheLayerMixin):
 
 # %% ../../nbs/model/cache.ipynb #cell-16
 class LatentLayer(PastLayer, DynamicLayer):
-    "One layer of a cache that grows: keys and values (here: latents and rotary keys), and the past of the layer's unit."
+    """One layer of a cache that grows: keys and values (here: latents and rotary keys), and the
+    past of the layer's unit.
+    """
+
     def __init__(self):
         super().__init__()
         self.forget()
 
     @property
-    def is_croppable(self) -> bool: return not self.kept      # a sum or a tail cannot be taken back
+    def is_croppable(self) -> bool:
+        return not self.kept  # a sum or a tail cannot be taken back
 
     def crop(self, tokens_to_remove: int):
-        "Raises `ValueError` with a unit: what it has seen cannot be taken back."
-        if self.kept and tokens_to_remove: raise ValueError("the cache of a model with a latent reasoning unit cannot be cropped")
+        """Raises `ValueError` with a unit: what it has seen cannot be taken back."""
+        if self.kept and tokens_to_remove:
+            raise ValueError("the cache of a model with a latent reasoning unit cannot be cropped")
         super().crop(tokens_to_remove)
 
 
 class StaticLatentLayer(PastLayer, StaticLayer):
-    "One layer of a cache of fixed size, for `max_cache_len` tokens."
+    """One layer of a cache of fixed size, for `max_cache_len` tokens."""
+
     def __init__(self, max_cache_len: int):
         super().__init__(max_cache_len=max_cache_len)
         self.forget()
 
     def extend(self, name: str, x: Tensor) -> Tensor:
-        if name not in self.kept: self.kept[name] = x.new_zeros(x.shape[0], self.max_cache_len, x.shape[2])
+        if name not in self.kept:
+            self.kept[name] = x.new_zeros(x.shape[0], self.max_cache_len, x.shape[2])
         past = int(self.get_seq_length())
-        self.kept[name][:, past:past + x.shape[1]] = x
+        self.kept[name][:, past : past + x.shape[1]] = x
         return self.kept[name]
 
 # %% ../../nbs/model/cache.ipynb #cell-23
 def furnish(cache: Cache, slots: int) -> int:
-    "Put layers of our kind into an empty cache of transformers, one for each of `slots`. Returns the number of tokens in it. Raises `ValueError` for a cache of another model."
-    if not (len(cache.layers) == slots and all(isinstance(layer, PastLayer) for layer in cache.layers)):
-        if any(layer.is_initialized for layer in cache.layers) or any(type(layer) not in (DynamicLayer, StaticLayer) for layer in cache.layers):
-            raise ValueError(f"past_key_values: {cache} is not an empty DynamicCache or StaticCache, nor one that this model filled")
+    """Put layers of our kind into an empty cache of transformers, one for each of `slots`.
+
+    Returns the number of tokens in it. Raises `ValueError` for a cache of another model.
+    """
+    if not (
+        len(cache.layers) == slots and all(isinstance(layer, PastLayer) for layer in cache.layers)
+    ):
+        if any(layer.is_initialized for layer in cache.layers) or any(
+            type(layer) not in (DynamicLayer, StaticLayer) for layer in cache.layers
+        ):
+            raise ValueError(
+                f"past_key_values: {cache} is not an empty DynamicCache or StaticCache, nor one"
+                " that this model filled"
+            )
         static = isinstance(cache, StaticCache)
-        cache.layers = [StaticLatentLayer(cache.get_max_length()) if static else LatentLayer() for _ in range(slots)]
+        cache.layers = [
+            StaticLatentLayer(cache.get_max_length()) if static else LatentLayer()
+            for _ in range(slots)
+        ]
         cache.layer_class_to_replicate = None
     return int(cache.get_seq_length())
 
 
 def measured_bytes(cache: Cache) -> int:
-    "Memory of all tensors in the cache."
-    tensors = [x for layer in cache.layers for x in (layer.keys, layer.values, *layer.kept.values()) if x is not None]
+    """Memory of all tensors in the cache."""
+    tensors = [
+        x
+        for layer in cache.layers
+        for x in (layer.keys, layer.values, *layer.kept.values())
+        if x is not None
+    ]
     return sum(x.numel() * x.element_size() for x in tensors)

@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
@@ -28,23 +35,38 @@ from .mla import GQAAttention, MLAAttention, RMSNorm
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-06
 class DecoderLayer(GradientCheckpointingLayer):
-    "Pre-norm attention and gated MLP."
+    """Pre-norm attention and gated MLP."""
+
     def __init__(self, config: DeepSeekMLAConfig, layer_idx: int):
         super().__init__()
         lru = config.lru() if config.has_lru(layer_idx) else None
-        self.self_attn = GQAAttention(config.mla(), layer_idx) if config.attention == "gqa" else MLAAttention(config.mla(), layer_idx, lru, config.lru_direct_readout, config.lru_start_as_copy)
+        self.self_attn = (
+            GQAAttention(config.mla(), layer_idx)
+            if config.attention == "gqa"
+            else MLAAttention(
+                config.mla(), layer_idx, lru, config.lru_direct_readout, config.lru_start_as_copy
+            )
+        )
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_size)
-        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
+        self.input_layernorm, self.post_attention_layernorm = (
+            RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, **kwargs) -> tuple[Tensor, Tensor | None, LRUOutput | None]:
-        attended, weights, lru_output = self.self_attn.compute(self.input_layernorm(x), residual=x, **kwargs)
+        attended, weights, lru_output = self.self_attn.compute(
+            self.input_layernorm(x), residual=x, **kwargs
+        )
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), weights, lru_output
 
 
 @dataclass
 class DeepSeekMLAOutput(ModelOutput):
-    "Output of the models. `lru_outputs`: one `LRUOutput` for each unit, in the order in which they ran."
+    """Output of the models.
+
+    `lru_outputs`: one `LRUOutput` for each unit, in the order in which they ran.
+    """
+
     loss: Tensor | None = None
     logits: Tensor | None = None
     loss_components: dict[str, Tensor] | None = None
@@ -64,94 +86,181 @@ class DeepSeekMLAPreTrainedModel(PreTrainedModel):
 
     @property
     def _is_stateful(self) -> bool:
-        "Whether the cache holds what cannot be taken back; decoding that guesses ahead and withdraws is then refused."
+        """Whether the cache holds what cannot be taken back; decoding that guesses ahead and
+        withdraws is then refused.
+        """
         return any(self.config.has_lru(i) for i in range(self.config.num_hidden_layers))
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module): initialise(module, self.config.initializer_range)
+    def _init_weights(self, module: nn.Module):
+        initialise(module, self.config.initializer_range)
 
 
 class DeepSeekMLAModel(DeepSeekMLAPreTrainedModel):
-    "The backbone: token ids [B,S] to hidden states [B,S,D]."
+    """The backbone: token ids [B,S] to hidden states [B,S,D]."""
+
     def __init__(self, config: DeepSeekMLAConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.read_out: Callable | None = None        # hidden states to logits; the model with a head puts it here
+        # hidden states to logits; the model with a head puts it here
+        self.read_out: Callable | None = None
         self.post_init()
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-09
 @patch
-def prepare(self: DeepSeekMLAModel, x: Tensor, attention_mask, position_ids, document_ids, cache: Cache | None, num_loops: int):
-    "The layout of the batch, checked against the cache. Raises `ValueError`."
+def prepare(
+    self: DeepSeekMLAModel,
+    x: Tensor,
+    attention_mask,
+    position_ids,
+    document_ids,
+    cache: Cache | None,
+    num_loops: int,
+):
+    """The layout of the batch, checked against the cache. Raises `ValueError`."""
     config, past, capacity = self.config, 0, None
     if cache is not None:
-        past, capacity = furnish(cache, num_loops * config.num_hidden_layers), cache.get_max_length()
-        if self.training and self.is_activation_checkpointing: raise ValueError("past_key_values: not together with gradient checkpointing, which runs every layer twice")
-        if -1 < capacity < past + x.shape[1]: raise ValueError(f"past_key_values: made for {capacity} tokens, asked to hold {past + x.shape[1]}")
-    if config.use_lru and config.lru_halting in ("confidence", "convergence") and self.read_out is None:
-        raise ValueError(f"lru_halting={config.lru_halting!r} looks at the read-out of the language model: use DeepSeekMLAForCausalLM")
-    return lay_out(x.shape[:2], x.device, attention_mask, position_ids, document_ids, past, None if capacity == -1 else capacity)
+        past, capacity = (
+            furnish(cache, num_loops * config.num_hidden_layers),
+            cache.get_max_length(),
+        )
+        if self.training and self.is_activation_checkpointing:
+            raise ValueError(
+                "past_key_values: not together with gradient checkpointing, which runs every layer"
+                " twice"
+            )
+        if -1 < capacity < past + x.shape[1]:
+            raise ValueError(
+                f"past_key_values: made for {capacity} tokens, asked to hold {past + x.shape[1]}"
+            )
+    if (
+        config.use_lru
+        and config.lru_halting in ("confidence", "convergence")
+        and self.read_out is None
+    ):
+        raise ValueError(
+            f"lru_halting={config.lru_halting!r} looks at the read-out of the language model: use"
+            " DeepSeekMLAForCausalLM"
+        )
+    return lay_out(
+        x.shape[:2],
+        x.device,
+        attention_mask,
+        position_ids,
+        document_ids,
+        past,
+        None if capacity == -1 else capacity,
+    )
 
 
 @patch
-def loop(self: DeepSeekMLAModel, embedded: Tensor, num_loops: int, told: dict, output_hidden_states: bool) -> tuple[tuple, tuple, tuple]:
-    "Through all blocks, `num_loops` times: hidden states (before each block when asked for, and after the last norm), attention weights, what the units did."
+def loop(
+    self: DeepSeekMLAModel, embedded: Tensor, num_loops: int, told: dict, output_hidden_states: bool
+) -> tuple[tuple, tuple, tuple]:
+    """Through all blocks, `num_loops` times: hidden states (before each block when asked for,
+    and after the last norm), attention weights, what the units did.
+    """
     x, hidden, rest = embedded, [], []
     for loop in range(num_loops):
-        if loop: x = x + embedded
+        if loop:
+            x = x + embedded
         for i, layer in enumerate(self.layers):
-            if output_hidden_states: hidden.append(x)
+            if output_hidden_states:
+                hidden.append(x)
             x, *others = layer(x, slot=loop * len(self.layers) + i, **told)
             rest.append(others)
-    return (*hidden, self.norm(x)), *zip(*rest)
+    return (*hidden, self.norm(x)), *zip(*rest, strict=True)
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-10
-UNIT_OPTIONS = "num_iterations", "forced_exit", "early_exit", "output_states"       # what the units can be told, see `LatentReasoningUnit.forward`
+# what the units can be told, see `LatentReasoningUnit.forward`
+UNIT_OPTIONS = "num_iterations", "forced_exit", "early_exit", "output_states"
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-11
 @patch
 def forward(
     self: DeepSeekMLAModel,
-    input_ids: Tensor | None = None,        # [B,S]
-    attention_mask: Tensor | None = None,   # [B,T], 1 for tokens, 0 for padding before or after them; T: those in the cache too
-    position_ids: Tensor | None = None,     # [B,S]; start again at 0 with every packed document
+    input_ids: Tensor | None = None,  # [B,S]
+    # [B,T], 1 for tokens, 0 for padding before or after them; T: those in the cache too
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,  # [B,S]; start again at 0 with every packed document
     past_key_values: Cache | None = None,
-    inputs_embeds: Tensor | None = None,    # [B,S,D], instead of input_ids
+    inputs_embeds: Tensor | None = None,  # [B,S,D], instead of input_ids
     use_cache: bool | None = None,
-    document_ids: Tensor | None = None,     # [B,S], instead of position_ids
-    num_loops: int | None = None,           # other than the configuration's
-    output_attentions: bool = False, output_hidden_states: bool = False, **kwargs,
+    document_ids: Tensor | None = None,  # [B,S], instead of position_ids
+    num_loops: int | None = None,  # other than the configuration's
+    output_attentions: bool = False,
+    output_hidden_states: bool = False,
+    **kwargs,
 ) -> DeepSeekMLAOutput:
-    "`kwargs`: `UNIT_OPTIONS`; others are ignored, as in transformers. Raises `ValueError` for what does not fit together."
-    if (input_ids is None) == (inputs_embeds is None): raise ValueError("give exactly one of input_ids and inputs_embeds")
+    """`kwargs`: `UNIT_OPTIONS`; others are ignored, as in transformers.
+
+    Raises `ValueError` for what does not fit together.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
     x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-    if past_key_values is None and use_cache: past_key_values = DynamicCache()
+    if past_key_values is None and use_cache:
+        past_key_values = DynamicCache()
     num_loops = self.config.num_loops if num_loops is None else num_loops
-    if num_loops < 1: raise ValueError(f"num_loops={num_loops}: must be at least 1")
-    told = dict(layout=self.prepare(x, attention_mask, position_ids, document_ids, past_key_values, num_loops), cache=past_key_values, head=self.read_out, backend=self.config._attn_implementation,
-                output_attentions=output_attentions) | {k: kwargs[k] for k in UNIT_OPTIONS if k in kwargs}
+    if num_loops < 1:
+        raise ValueError(f"num_loops={num_loops}: must be at least 1")
+    told = dict(
+        layout=self.prepare(
+            x, attention_mask, position_ids, document_ids, past_key_values, num_loops
+        ),
+        cache=past_key_values,
+        head=self.read_out,
+        backend=self.config._attn_implementation,
+        output_attentions=output_attentions,
+    ) | {k: kwargs[k] for k in UNIT_OPTIONS if k in kwargs}
     hidden, attentions, lru_outputs = self.loop(x, num_loops, told, output_hidden_states)
-    return DeepSeekMLAOutput(last_hidden_state=hidden[-1], past_key_values=past_key_values, hidden_states=hidden if output_hidden_states else None,
-                             attentions=attentions if output_attentions else None, lru_outputs=tuple(u for u in lru_outputs if u is not None))
+    return DeepSeekMLAOutput(
+        last_hidden_state=hidden[-1],
+        past_key_values=past_key_values,
+        hidden_states=hidden if output_hidden_states else None,
+        attentions=attentions if output_attentions else None,
+        lru_outputs=tuple(u for u in lru_outputs if u is not None),
+    )
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-13
-def prediction_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    "Cross-entropy of logits [B,S,V] at i with labels [B,S] at i+1: summed over the labels that are not -100, over their number (in the whole batch, when given)."
+def prediction_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Cross-entropy of logits [B,S,V] at i with labels [B,S] at i+1: summed over the labels that
+    are not -100, over their number (in the whole batch, when given).
+    """
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     known = (labels != -100).nonzero().squeeze(1)
-    total = F.cross_entropy(logits[known].float() if logits.dtype in (torch.float16, torch.bfloat16) else logits[known], labels[known], reduction="sum")
+    total = F.cross_entropy(
+        logits[known].float() if logits.dtype in (torch.float16, torch.bfloat16) else logits[known],
+        labels[known],
+        reduction="sum",
+    )
     return total / (num_items_in_batch if num_items_in_batch is not None else max(len(known), 1))
 
 
-def prediction_only(outputs: DeepSeekMLAOutput, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch=None, num_tokens_in_batch=None) -> dict[str, Tensor]:
-    "The default criterion: the components of the loss, here only one."
+def prediction_only(
+    outputs: DeepSeekMLAOutput,
+    labels: Tensor,
+    attention_mask: Tensor | None,
+    num_items_in_batch=None,
+    num_tokens_in_batch=None,
+) -> dict[str, Tensor]:
+    """The default criterion: the components of the loss, here only one."""
     return {"prediction": prediction_loss(outputs.logits, labels, num_items_in_batch)}
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-14
 class DeepSeekMLAForCausalLM(DeepSeekMLAPreTrainedModel, GenerationMixin):
-    "Causal language model. `criterion(outputs, labels, attention_mask, ...)` returns the components that `loss` is the sum of."
+    """Causal language model.
+
+    `criterion(outputs, labels, attention_mask, ...)` returns the components that `loss` is the sum
+    of.
+    """
+
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: DeepSeekMLAConfig):
@@ -163,11 +272,15 @@ class DeepSeekMLAForCausalLM(DeepSeekMLAPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def read_out(self, x: Tensor) -> Tensor:
-        "Logits of hidden states before the last norm."
+        """Logits of hidden states before the last norm."""
         return self.lm_head(self.model.norm(x))
 
-    def create_masks_for_generate(self, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
-        "`generate` would make a 4D mask for a cache of fixed size; the model makes its own from the 2D one."
+    def create_masks_for_generate(
+        self, attention_mask: Tensor | None = None, **kwargs
+    ) -> Tensor | None:
+        """`generate` would make a 4D mask for a cache of fixed size; the model makes its own
+        from the 2D one.
+        """
         return attention_mask
 
 # %% ../../nbs/model/causal_lm.ipynb #cell-15
@@ -178,21 +291,45 @@ def forward(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     past_key_values: Cache | None = None,
-    labels: Tensor | None = None,               # [B,S], -100: not to be predicted
-    logits_to_keep: int = 0,                    # only the last so many; 0: all
+    labels: Tensor | None = None,  # [B,S], -100: not to be predicted
+    logits_to_keep: int = 0,  # only the last so many; 0: all
     document_ids: Tensor | None = None,
-    num_items_in_batch: Tensor | int | None = None, num_tokens_in_batch: Tensor | int | None = None,     # labels and tokens of a batch that comes in pieces
-    num_iterations: int | None = None, forced_exit: Tensor | int | None = None, early_exit: bool | None = None, output_states: bool | None = None,
-    **kwargs,                                   # of the backbone
+    # labels and tokens of a batch that comes in pieces
+    num_items_in_batch: Tensor | int | None = None,
+    num_tokens_in_batch: Tensor | int | None = None,
+    num_iterations: int | None = None,
+    forced_exit: Tensor | int | None = None,
+    early_exit: bool | None = None,
+    output_states: bool | None = None,
+    **kwargs,  # of the backbone
 ) -> DeepSeekMLAOutput:
-    "`output_states` of the units: when there is a loss, which looks at them, or when asked for."
-    told = dict(num_iterations=num_iterations, forced_exit=forced_exit, early_exit=early_exit, output_states=labels is not None if output_states is None else output_states)
-    out = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids=document_ids, **told, **kwargs)
+    """`output_states` of the units: when there is a loss, which looks at them, or when asked
+    for.
+    """
+    told = dict(
+        num_iterations=num_iterations,
+        forced_exit=forced_exit,
+        early_exit=early_exit,
+        output_states=labels is not None if output_states is None else output_states,
+    )
+    out = self.model(
+        input_ids,
+        attention_mask,
+        position_ids,
+        past_key_values,
+        document_ids=document_ids,
+        **told,
+        **kwargs,
+    )
     out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
     if labels is not None:
-        if document_ids is not None: position_ids = places(document_ids)
-        if position_ids is not None: labels = labels.masked_fill(position_ids == 0, -100)
-        out.loss_components = self.criterion(out, labels, attention_mask, num_items_in_batch, num_tokens_in_batch)
+        if document_ids is not None:
+            position_ids = places(document_ids)
+        if position_ids is not None:
+            labels = labels.masked_fill(position_ids == 0, -100)
+        out.loss_components = self.criterion(
+            out, labels, attention_mask, num_items_in_batch, num_tokens_in_batch
+        )
         out.loss = sum(out.loss_components.values())
     return out
 

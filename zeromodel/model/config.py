@@ -9,21 +9,29 @@ __all__ = ['DeepSeekMLAConfig']
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .parts import CELLS, HALTINGS, MIXINGS, LRUConfig, MLAConfig, ModelSizes, Sized, check, check_choice, check_positive, validate_model  # noqa: F401  for those who use the whole
+from zeromodel.model.parts import (
+    ModelSizes,
+    validate_model,
+)  # noqa: F401  for those who use the whole
 from .sizes import summary
 
 # %% ../../nbs/model/config.ipynb #c1ec5d7d
 @strict
 class DeepSeekMLAConfig(ModelSizes, PreTrainedConfig):
-    "A causal language model: GQA baseline, looped transformer, MLA, or MLA with a latent reasoning unit. Raises `ValueError`."
+    """A causal language model: GQA baseline, looped transformer, MLA, or MLA with a latent
+    reasoning unit. Raises `ValueError`.
+    """
+
     model_type = "deepseek_mla"
     keys_to_ignore_at_inference = ["past_key_values", "lru_outputs", "loss_components"]
-    use_cache: bool = True                    # of `generate`; a forward pass makes a cache only when it is told to
-    pad_token_id: int | None = None; eos_token_id: int | list[int] | None = None
+    use_cache: bool = True  # of `generate`; a forward pass makes a cache only when it is told to
+    pad_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
         validate_model(self)
         PreTrainedConfig.__post_init__(self, **kwargs)
-        self.rope_theta = self.rope_parameters["rope_theta"]      # transformers gathers all of it there
+        self.rope_theta = self.rope_parameters["rope_theta"]  # transformers gathers all of it there
 
-    def __repr__(self): return f"{super().__repr__()}\n{summary(self)}"
+    def __repr__(self):
+        return f"{super().__repr__()}\n{summary(self)}"

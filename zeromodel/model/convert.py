@@ -23,222 +23,404 @@ from .lru import LatentReasoningUnit
 # %% ../../nbs/model/convert.ipynb #cell-06
 @dataclass
 class Layer:
-    "The projections of one attention layer, in float64; D1 = D + 1, the last input is the constant 1."
-    q: Tensor           # [H,d,D1]
-    k: Tensor           # [G,d,D1]
-    v: Tensor           # [G,d,D1]
-    o: Tensor           # [D,H,d]
+    """The projections of one attention layer, in float64; D1 = D + 1, the last input is the
+    constant 1.
+    """
+
+    q: Tensor  # [H,d,D1]
+    k: Tensor  # [G,d,D1]
+    v: Tensor  # [G,d,D1]
+    o: Tensor  # [D,H,d]
     o_bias: Tensor | None
-    inputs: Tensor      # [D1,D1], second moments of the inputs
-    frequencies: Tensor # [d/2]
-    constants: Tensor   # [H,d/2], complex: what a pair is multiplied by where it is no longer turned
+    inputs: Tensor  # [D1,D1], second moments of the inputs
+    frequencies: Tensor  # [d/2]
+    constants: Tensor  # [H,d/2], complex: what a pair is multiplied by where it is no longer turned
 
     @classmethod
-    def of(cls, attention: nn.Module, head_dim: int, inputs: Tensor, frequencies: Tensor, near: Tensor):
+    def of(
+        cls, attention: nn.Module, head_dim: int, inputs: Tensor, frequencies: Tensor, near: Tensor
+    ):
         def rows(linear):
             bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
-            return torch.cat([linear.weight, bias[:, None]], 1).detach().double().unflatten(0, (-1, head_dim))
+            return (
+                torch.cat([linear.weight, bias[:, None]], 1)
+                .detach()
+                .double()
+                .unflatten(0, (-1, head_dim))
+            )
+
         o = attention.o_proj
-        return cls(*(rows(getattr(attention, f"{n}_proj")) for n in "qkv"), o.weight.detach().double().unflatten(1, (-1, head_dim)), o.bias, inputs, frequencies, mean_turn(frequencies, near))
+        return cls(
+            *(rows(getattr(attention, f"{n}_proj")) for n in "qkv"),
+            o.weight.detach().double().unflatten(1, (-1, head_dim)),
+            o.bias,
+            inputs,
+            frequencies,
+            mean_turn(frequencies, near),
+        )
 
     @property
-    def shared(self) -> int: return len(self.q) // len(self.k)        # query heads of a key head
+    def shared(self) -> int:
+        return len(self.q) // len(self.k)  # query heads of a key head
 
 
 def pairs(w: Tensor) -> Tensor:
-    "Rows [...,d,D1] of rotary heads in the half layout, as complex numbers [...,d/2,D1]."
+    """Rows [...,d,D1] of rotary heads in the half layout, as complex numbers [...,d/2,D1]."""
     return torch.complex(*w.chunk(2, dim=-2))
 
 
-def unpaired(w: Tensor) -> Tensor: return torch.cat([w.real, w.imag], -2)      # and back
+def unpaired(w: Tensor) -> Tensor:
+    return torch.cat([w.real, w.imag], -2)  # and back
 
 # %% ../../nbs/model/convert.ipynb #cell-09
 def energy(rows: Tensor, inputs: Tensor) -> Tensor:
-    "E |w x|^2 for rows w [...,D1], real or complex: [...]."
+    """E |w x|^2 for rows w [...,D1], real or complex: [...]."""
     return ((rows @ inputs.to(rows.dtype)) * rows.conj()).sum(-1).real
 
 # %% ../../nbs/model/convert.ipynb #cell-12
 def assumed(source: PreTrainedModel, distance: int) -> list[tuple[Tensor, Tensor]]:
-    "For each layer: second moments of its inputs [D1,D1], and how much each query head looks at each distance [H,distance]."
+    """For each layer: second moments of its inputs [D1,D1], and how much each query head looks
+    at each distance [H,distance].
+    """
     near = 1 / (1 + torch.arange(distance, dtype=torch.float64, device=source.device))
-    squares = lambda norm: torch.cat([norm.weight.detach().double() ** 2, norm.weight.new_ones(1).double()])
-    return [(torch.diag(squares(l.input_layernorm)), near.expand(source.config.num_attention_heads, -1)) for l in source.model.layers]
+
+    def squares(norm):
+        return torch.cat([norm.weight.detach().double() ** 2, norm.weight.new_ones(1).double()])
+
+    return [
+        (torch.diag(squares(l.input_layernorm)), near.expand(source.config.num_attention_heads, -1))
+        for l in source.model.layers
+    ]
 
 
 def measured(source: PreTrainedModel, calibration: Tensor) -> list[tuple[Tensor, Tensor]]:
-    "The same, measured on token ids [n,S]."
-    layers, S, backend = source.model.layers, calibration.shape[1], source.config._attn_implementation
+    """The same, measured on token ids [n,S]."""
+    layers, S, backend = (
+        source.model.layers,
+        calibration.shape[1],
+        source.config._attn_implementation,
+    )
     inputs, near = [0.0] * len(layers), [0.0] * len(layers)
+
     def add(i, args):
         x = args[0].double().flatten(0, 1)
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         inputs[i] = inputs[i] + x.T @ x / calibration.numel()
-    handles = [l.self_attn.q_proj.register_forward_pre_hook(lambda module, args, i=i: add(i, args)) for i, l in enumerate(layers)]
-    source.set_attn_implementation("eager")                         # the only one that shows its weights
+
+    handles = [
+        l.self_attn.q_proj.register_forward_pre_hook(lambda module, args, i=i: add(i, args))
+        for i, l in enumerate(layers)
+    ]
+    source.set_attn_implementation("eager")  # the only one that shows its weights
     try:
         for ids in calibration.to(source.device).split(max(1, 2**20 // S**2)):
             for i, a in enumerate(source.model(ids, output_attentions=True).attentions):
-                near[i] = near[i] + torch.stack([a.diagonal(-d, 2, 3).double().sum((0, 2)) for d in range(S)], 1)
+                near[i] = near[i] + torch.stack(
+                    [a.diagonal(-d, 2, 3).double().sum((0, 2)) for d in range(S)], 1
+                )
     finally:
         source.set_attn_implementation(backend)
-        for h in handles: h.remove()
-    return list(zip(inputs, near))
+        for h in handles:
+            h.remove()
+    return list(zip(inputs, near, strict=True))
 
 # %% ../../nbs/model/convert.ipynb #cell-15
 def mean_turn(frequencies: Tensor, near: Tensor) -> Tensor:
-    "E exp(-i w d) [H,d/2] when distances d are looked at as often as `near` [H,S] says."
+    """E exp(-i w d) [H,d/2] when distances d are looked at as often as `near` [H,S] says."""
     turns = torch.exp(-1j * frequencies[:, None] * torch.arange(near.shape[1], device=near.device))
     return (near / near.sum(1, keepdim=True)).to(turns.dtype) @ turns.T
 
 # %% ../../nbs/model/convert.ipynb #cell-19
 def components(layer: Layer) -> tuple[Tensor, Tensor]:
-    "Bases A [d/2,G,G], complex, of the keys of each frequency, and what is lost [d/2,G] if a component is no longer turned; most first."
-    k, q = pairs(layer.k).transpose(0, 1), pairs(layer.q)                                               # [d/2,G,D1], [H,d/2,D1]
+    """Bases A [d/2,G,G], complex, of the keys of each frequency, and what is lost [d/2,G] if a
+    component is no longer turned; most first.
+    """
+    k, q = pairs(layer.k).transpose(0, 1), pairs(layer.q)  # [d/2,G,D1], [H,d/2,D1]
     lost = energy(q, layer.inputs) * (1 - layer.constants.abs() ** 2)
-    lost = lost.unflatten(0, (-1, layer.shared)).sum(1).T                                               # [d/2,G]
-    if not lost.any(): return torch.eye(lost.shape[1]).to(k).expand(len(lost), -1, -1), layer.frequencies[:, None].expand_as(lost)      # nothing is known: the fastest first
+    lost = lost.unflatten(0, (-1, layer.shared)).sum(1).T  # [d/2,G]
+    # nothing is known: the fastest first
+    if not lost.any():
+        return torch.eye(lost.shape[1]).to(k).expand(len(lost), -1, -1), layer.frequencies[
+            :, None
+        ].expand_as(lost)
     scale = (lost + 1e-9 * lost.mean() + 1e-30).sqrt()
     seen = scale[..., None] * k
-    power, vectors = torch.linalg.eigh(seen @ layer.inputs.to(k.dtype) @ seen.mH)                       # ascending
+    power, vectors = torch.linalg.eigh(seen @ layer.inputs.to(k.dtype) @ seen.mH)  # ascending
     return vectors.mH.flip(1) * scale[:, None], power.flip(1).clamp(min=0)
 
 
 def choose(layers: list[Layer], rotary_pairs: int) -> list[int]:
-    "How many components of each frequency are kept turning, the same for all layers: those with the largest loss, relative to all of it, on average over the layers."
+    """How many components of each frequency are kept turning, the same for all layers: those
+    with the largest loss, relative to all of it, on average over the layers.
+    """
     losses = [components(layer)[1] for layer in layers]
     total = sum(loss / loss.sum().clamp(min=1e-30) for loss in losses)
     chosen = torch.zeros_like(total, dtype=torch.bool).flatten()
     chosen[total.flatten().argsort(descending=True)[:rotary_pairs]] = True
-    return chosen.view(total.shape).sum(1).tolist()                 # losses fall with the component, so these are the first ones
+    # losses fall with the component, so these are the first ones
+    return chosen.view(total.shape).sum(1).tolist()
 
 # %% ../../nbs/model/convert.ipynb #cell-22
 def split_rotary(layer: Layer, kept: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Rows of the rotary key [dr,D1] and of its queries [H,dr,D1], of the content keys [G,d,D1] and of their queries [H,d,D1]."
+    """Rows of the rotary key [dr,D1] and of its queries [H,dr,D1], of the content keys [G,d,D1]
+    and of their queries [H,d,D1].
+    """
     bases, k, q = components(layer)[0], pairs(layer.k).transpose(0, 1), pairs(layer.q)
-    back, turned = torch.linalg.inv(bases), bases @ k                                                   # [d/2,G,G], [d/2,G,D1]
-    keep = torch.arange(turned.shape[1], device=k.device) < torch.tensor(kept, device=k.device)[:, None]   # [d/2,G]
+    back, turned = torch.linalg.inv(bases), bases @ k  # [d/2,G,G], [d/2,G,D1]
+    # [d/2,G]
+    keep = (
+        torch.arange(turned.shape[1], device=k.device)
+        < torch.tensor(kept, device=k.device)[:, None]
+    )
     group = torch.arange(len(q), device=k.device) // layer.shared
-    asks = back.mH[:, :, group].permute(2, 0, 1)[..., None] * q[:, :, None]                             # [H,d/2,G,D1]: conj(dual q) · (A k) = conj(q) · k
+    # [H,d/2,G,D1]: conj(dual q) · (A k) = conj(q) · k
+    asks = back.mH[:, :, group].permute(2, 0, 1)[..., None] * q[:, :, None]
     rest = back @ (turned * ~keep[..., None])
-    return unpaired(turned[keep]), unpaired(asks[:, keep]), unpaired(rest.transpose(0, 1)), unpaired(layer.constants.conj()[..., None] * q)
+    return (
+        unpaired(turned[keep]),
+        unpaired(asks[:, keep]),
+        unpaired(rest.transpose(0, 1)),
+        unpaired(layer.constants.conj()[..., None] * q),
+    )
 
 # %% ../../nbs/model/convert.ipynb #cell-26
 def root(moments: Tensor) -> Tensor:
-    "A symmetric root of second moments [...,n,n], a little away from singular."
+    """A symmetric root of second moments [...,n,n], a little away from singular."""
     value, vector = torch.linalg.eigh(moments)
     value = value.clamp(min=0) + 1e-9 * value.clamp(min=0).mean(-1, keepdim=True) + 1e-30
     return vector * value.sqrt()[..., None, :] @ vector.mT
 
 
-def factorise(content: Tensor, asks: Tensor, layer: Layer, rank: int, method: str) -> tuple[Tensor, Tensor]:
-    "`down` [rank,D1] and `up` [2Gd,rank] for the content keys [G,d,D1], which the queries `asks` [H,d,D1] meet, and the values together."
+def factorise(
+    content: Tensor, asks: Tensor, layer: Layer, rank: int, method: str
+) -> tuple[Tensor, Tensor]:
+    """`down` [rank,D1] and `up` [2Gd,rank] for the content keys [G,d,D1], which the queries
+    `asks` [H,d,D1] meet, and the values together.
+    """
     rows, G, d = torch.cat([content, layer.v]).flatten(0, 1), len(layer.k), layer.k.shape[1]
     weigh, spread = torch.eye(len(rows)).to(rows), torch.eye(rows.shape[1]).to(rows)
     if method == "weighted":
-        by_head = lambda x: x.unflatten(0, (G, -1)).sum(1)                                              # [H,...] -> [G,...]
-        asked, read = root(by_head(asks @ layer.inputs @ asks.mT)), root(by_head(torch.einsum("xhd,xhe->hde", layer.o, layer.o)))
-        sides = [blocks / (blocks @ w @ layer.inputs @ w.mT @ blocks).diagonal(dim1=1, dim2=2).sum().sqrt().clamp(min=1e-12) for blocks, w in ((asked, content), (read, layer.v))]
-        if not content.any(): sides[0] = torch.eye(d).to(rows).expand(G, -1, -1)
+
+        def by_head(x):
+            return x.unflatten(0, (G, -1)).sum(1)  # [H,...] -> [G,...]
+
+        asked, read = (
+            root(by_head(asks @ layer.inputs @ asks.mT)),
+            root(by_head(torch.einsum("xhd,xhe->hde", layer.o, layer.o))),
+        )
+        sides = [
+            blocks
+            / (blocks @ w @ layer.inputs @ w.mT @ blocks)
+            .diagonal(dim1=1, dim2=2)
+            .sum()
+            .sqrt()
+            .clamp(min=1e-12)
+            for blocks, w in ((asked, content), (read, layer.v))
+        ]
+        if not content.any():
+            sides[0] = torch.eye(d).to(rows).expand(G, -1, -1)
         weigh, spread = torch.block_diag(*sides[0], *sides[1]), root(layer.inputs)
     left = torch.linalg.svd(weigh @ rows @ spread, full_matrices=False)[0][:, :rank]
     down, up = left.T @ weigh @ rows, torch.linalg.solve(weigh, left)
-    size = energy(down, layer.inputs).mean().sqrt().clamp(min=1e-12)                                    # a latent of size one, as after a norm
-    return nn.functional.pad(down / size, (0, 0, 0, rank - len(down))), nn.functional.pad(up * size, (0, rank - len(down)))
+    # a latent of size one, as after a norm
+    size = energy(down, layer.inputs).mean().sqrt().clamp(min=1e-12)
+    return nn.functional.pad(down / size, (0, 0, 0, rank - len(down))), nn.functional.pad(
+        up * size, (0, rank - len(down))
+    )
 
 # %% ../../nbs/model/convert.ipynb #cell-30
 KINDS = "llama", "qwen2"
 
 
 def load(source: str | Path | PreTrainedModel) -> PreTrainedModel:
-    "A causal language model from a folder, a hub name, or as it is. Raises `ValueError` for one that cannot be converted."
-    model = source if isinstance(source, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    """A causal language model from a folder, a hub name, or as it is.
+
+    Raises `ValueError` for one that cannot be converted.
+    """
+    model = (
+        source
+        if isinstance(source, PreTrainedModel)
+        else AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    )
     c = model.config
     check_choice("model_type", c.model_type, KINDS)
     check(c.hidden_act == "silu", "hidden_act", c.hidden_act, "must be silu")
-    check(not getattr(c, "mlp_bias", False), "mlp_bias", True, "biases in the MLP are not supported")
-    check(set(getattr(c, "layer_types", None) or ["full_attention"]) == {"full_attention"}, "layer_types", getattr(c, "layer_types", None), "only full attention is supported")
+    check(
+        not getattr(c, "mlp_bias", False), "mlp_bias", True, "biases in the MLP are not supported"
+    )
+    check(
+        set(getattr(c, "layer_types", None) or ["full_attention"]) == {"full_attention"},
+        "layer_types",
+        getattr(c, "layer_types", None),
+        "only full attention is supported",
+    )
     return model
 
 
-def configuration(source: PreTrainedModel, frequencies: Tensor, **changes: Any) -> DeepSeekMLAConfig:
-    "The configuration of the same model in this class."
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "initializer_range", "max_position_embeddings", "pad_token_id", "eos_token_id")
+def configuration(
+    source: PreTrainedModel, frequencies: Tensor, **changes: Any
+) -> DeepSeekMLAConfig:
+    """The configuration of the same model in this class."""
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "initializer_range",
+        "max_position_embeddings",
+        "pad_token_id",
+        "eos_token_id",
+    )
     attention = source.model.layers[0].self_attn
-    return DeepSeekMLAConfig(**{k: getattr(source.config, k) for k in same}, head_dim=attention.head_dim, attention_bias=attention.q_proj.bias is not None,
-                             rope_interleave=False, rope_frequencies=frequencies.float().tolist(), rope_magnitude=source.model.rotary_emb.attention_scaling, **changes)
+    return DeepSeekMLAConfig(
+        **{k: getattr(source.config, k) for k in same},
+        head_dim=attention.head_dim,
+        attention_bias=attention.q_proj.bias is not None,
+        rope_interleave=False,
+        rope_frequencies=frequencies.float().tolist(),
+        rope_magnitude=source.model.rotary_emb.attention_scaling,
+        **changes,
+    )
 
 # %% ../../nbs/model/convert.ipynb #cell-33
 def receiver(source: PreTrainedModel, config: DeepSeekMLAConfig) -> DeepSeekMLAForCausalLM:
-    "A model of `config` with all weights of the original that have a place in it; biases that the original lacks are zero."
+    """A model of `config` with all weights of the original that have a place in it; biases that
+    the original lacks are zero.
+    """
     model = DeepSeekMLAForCausalLM(config).to(source.device, source.dtype).eval()
     mla = config.attention == "mla"
-    taken = model.load_state_dict({k: v for k, v in source.state_dict().items() if not (mla and ".self_attn." in k)}, strict=False)
-    check(not taken.unexpected_keys, "source", taken.unexpected_keys[:3], "these weights have no place in the converted model")
-    check(all(".self_attn." in k for k in taken.missing_keys), "source", taken.missing_keys[:3], "these weights are missing")
+    taken = model.load_state_dict(
+        {k: v for k, v in source.state_dict().items() if not (mla and ".self_attn." in k)},
+        strict=False,
+    )
+    check(
+        not taken.unexpected_keys,
+        "source",
+        taken.unexpected_keys[:3],
+        "these weights have no place in the converted model",
+    )
+    check(
+        all(".self_attn." in k for k in taken.missing_keys),
+        "source",
+        taken.missing_keys[:3],
+        "these weights are missing",
+    )
     model.generation_config = source.generation_config
     return model
 
 # %% ../../nbs/model/convert.ipynb #cell-36
 def as_it_is(source: str | Path | PreTrainedModel) -> DeepSeekMLAForCausalLM:
-    "The original itself, with its grouped-query attention, in this class: the baseline."
+    """The original itself, with its grouped-query attention, in this class: the baseline."""
     source = load(source)
-    return receiver(source, configuration(source, source.model.rotary_emb.inv_freq, attention="gqa"))
+    return receiver(
+        source, configuration(source, source.model.rotary_emb.inv_freq, attention="gqa")
+    )
 
 # %% ../../nbs/model/convert.ipynb #cell-37
 @torch.no_grad()
 def convert(
-    source: str | Path | PreTrainedModel,       # a Llama or Qwen2.5 model, its folder, or its name on the hub
-    kv_latent_dim: int | None = None,           # dc; default G d, with which nothing is lost
-    rope_head_dim: int | None = None,           # dr; default G d: every component goes on turning
-    calibration: Tensor | None = None,          # token ids [n,S] of text that the model is meant for
-    method: str = "weighted",                   # or "svd", to compare with: the fastest pairs turn, and a plain truncated singular value decomposition
-    distance: int = 256,                        # how far is looked, without calibration
-    **changes: Any,                             # further keys of `DeepSeekMLAConfig`, such as use_lru=True; a unit starts as the identity when its update is "residual"
+    # a Llama or Qwen2.5 model, its folder, or its name on the hub
+    source: str | Path | PreTrainedModel,
+    kv_latent_dim: int | None = None,  # dc; default G d, with which nothing is lost
+    rope_head_dim: int | None = None,  # dr; default G d: every component goes on turning
+    calibration: Tensor | None = None,  # token ids [n,S] of text that the model is meant for
+    # or "svd", to compare with: the fastest pairs turn, and a plain truncated singular value
+    # decomposition
+    method: str = "weighted",
+    distance: int = 256,  # how far is looked, without calibration
+    # further keys of `DeepSeekMLAConfig`, such as use_lru=True; a unit starts as the identity when
+    # its update is "residual"
+    **changes: Any,
 ) -> DeepSeekMLAForCausalLM:
-    "The same model with latent attention. Raises `ValueError` for a model that cannot be converted and for impossible sizes."
+    """The same model with latent attention.
+
+    Raises `ValueError` for a model that cannot be converted and for impossible sizes.
+    """
     check_choice("method", method, ("weighted", "svd"))
     source = load(source)
-    rotary, G, d = source.model.rotary_emb, source.config.num_key_value_heads, source.model.layers[0].self_attn.head_dim
+    rotary, G, d = (
+        source.model.rotary_emb,
+        source.config.num_key_value_heads,
+        source.model.layers[0].self_attn.head_dim,
+    )
     dc, dr = kv_latent_dim or G * d, rope_head_dim or G * d
     check(dr % 2 == 0 and 2 <= dr <= G * d, "rope_head_dim", dr, f"must be even, from 2 to {G * d}")
     frequencies = rotary.inv_freq.double()
-    seen = measured(source, calibration) if calibration is not None and method == "weighted" else assumed(source, distance if method == "weighted" else 1)
-    layers = [Layer.of(l.self_attn, d, inputs, frequencies, near) for l, (inputs, near) in zip(source.model.layers, seen)]
+    seen = (
+        measured(source, calibration)
+        if calibration is not None and method == "weighted"
+        else assumed(source, distance if method == "weighted" else 1)
+    )
+    layers = [
+        Layer.of(l.self_attn, d, inputs, frequencies, near)
+        for l, (inputs, near) in zip(source.model.layers, seen, strict=True)
+    ]
     kept = choose(layers, dr // 2)
-    config = configuration(source, rotary.inv_freq.repeat_interleave(torch.tensor(kept, device=frequencies.device)), kv_latent_dim=dc, rope_head_dim=dr, latent_norm=False, **changes)
+    config = configuration(
+        source,
+        rotary.inv_freq.repeat_interleave(torch.tensor(kept, device=frequencies.device)),
+        kv_latent_dim=dc,
+        rope_head_dim=dr,
+        latent_norm=False,
+        **changes,
+    )
     model = receiver(source, config)
-    for mine, layer in zip(model.model.layers, layers): fill(mine.self_attn, layer, kept, method, rotary.attention_scaling)
+    for mine, layer in zip(model.model.layers, layers, strict=True):
+        fill(mine.self_attn, layer, kept, method, rotary.attention_scaling)
     return model
 
 # %% ../../nbs/model/convert.ipynb #cell-38
 def fill(mine: nn.Module, layer: Layer, kept: list[int], method: str, magnitude: float):
-    "Give the latent attention layer `mine` the weights that do what `layer` does."
+    """Give the latent attention layer `mine` the weights that do what `layer` does."""
     config = mine.config
     k_r, q_r, content, asks = split_rotary(layer, kept)
-    asks = magnitude ** 2 * asks
+    asks = magnitude**2 * asks
     down, up = factorise(content, asks, layer, config.kv_latent_dim, method)
     G, d = len(layer.k), config.head_dim
-    scale = (d ** -0.5) / (d + config.rope_head_dim) ** -0.5                  # the original divides the scores by the root of d
+    # the original divides the scores by the root of d
+    scale = (d**-0.5) / (d + config.rope_head_dim) ** -0.5
     put(mine.q_proj, scale * torch.cat([asks, q_r], 1).flatten(0, 1))
     put(mine.kv_a_proj_with_mqa, torch.cat([down, k_r]))
-    mine.kv_b_proj.weight.copy_(torch.cat([part.unflatten(0, (G, d)) for part in up.chunk(2)], 1).flatten(0, 1))
+    mine.kv_b_proj.weight.copy_(
+        torch.cat([part.unflatten(0, (G, d)) for part in up.chunk(2)], 1).flatten(0, 1)
+    )
     mine.o_proj.weight.copy_(layer.o.flatten(1))
-    if layer.o_bias is not None: mine.o_proj.bias.copy_(layer.o_bias)
-    if mine.readout is not None: mine.readout.weight.zero_()
-    if mine.lru is not None: begin_as_identity(mine.lru)
+    if layer.o_bias is not None:
+        mine.o_proj.bias.copy_(layer.o_bias)
+    if mine.readout is not None:
+        mine.readout.weight.zero_()
+    if mine.lru is not None:
+        begin_as_identity(mine.lru)
 
 
 def put(linear: nn.Linear, rows: Tensor):
-    "Rows [n,D1] into a linear layer, the last column into its bias."
+    """Rows [n,D1] into a linear layer, the last column into its bias."""
     linear.weight.copy_(rows[:, :-1])
-    if linear.bias is not None: linear.bias.copy_(rows[:, -1])
+    if linear.bias is not None:
+        linear.bias.copy_(rows[:, -1])
 
 # %% ../../nbs/model/convert.ipynb #cell-40
 def begin_as_identity(unit: LatentReasoningUnit):
-    "With the update 'residual': let the candidate start at zero, so that the unit changes nothing before it is trained. With 'gru' there is no such start; the gate's bias keeps it near."
+    """With the update 'residual': let the candidate start at zero, so that the unit changes
+    nothing before it is trained. With 'gru' there is no such start; the gate's bias keeps it
+    near.
+    """
     cell = unit.cell
-    if unit.config.update != "residual": return
-    last = {"gru": lambda: [cell.u_n, cell.w_n], "mlp": lambda: [cell.mlp.down_proj], "block": lambda: [cell.u_n, *(m for b in cell.blocks for m in (b.attention.o_proj, b.mlp.down_proj))]}
+    if unit.config.update != "residual":
+        return
+    last = {
+        "gru": lambda: [cell.u_n, cell.w_n],
+        "mlp": lambda: [cell.mlp.down_proj],
+        "block": lambda: [
+            cell.u_n,
+            *(m for b in cell.blocks for m in (b.attention.o_proj, b.mlp.down_proj)),
+        ],
+    }
     for linear in last[unit.config.cell]():
         linear.weight.zero_()
-        if linear.bias is not None: linear.bias.zero_()
+        if linear.bias is not None:
+            linear.bias.zero_()

@@ -17,39 +17,49 @@ from .layout import Layout
 
 # %% ../../nbs/model/halting.ipynb #cell-06
 class Halting:
-    "Who is still running, and how much each step counts."
+    """Who is still running, and how much each step counts."""
+
     def __init__(self, config: LRUConfig, like: Tensor, forced: Tensor | int | None = None):
-        "`like`: [B,S], its dtype and device are those of the bookkeeping. `forced`: the step at which to stop, for all or for each position [B,S]."
+        """`like`: [B,S], its dtype and device are those of the bookkeeping.
+
+        `forced`: the step at which to stop, for all or for each position [B,S].
+        """
         self.config, self.forced = config, forced
-        self.total = torch.zeros_like(like)                           # [B,S] probability spent so far
-        self.running = torch.ones_like(like, dtype=torch.bool)        # [B,S]
+        self.total = torch.zeros_like(like)  # [B,S] probability spent so far
+        self.running = torch.ones_like(like, dtype=torch.bool)  # [B,S]
         self.num_iterations = torch.zeros_like(like, dtype=torch.long)
         self.remainders = torch.ones_like(like)
         self.probs: list[Tensor] = []
         self.weights: list[Tensor] = []
 
     def rule(self, p: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        "What a step counts for if it is not the last, and who has had enough; both [B,S]."
+        """What a step counts for if it is not the last, and who has had enough; both [B,S]."""
         kind, enough = self.config.halting, p >= self.config.halt_threshold
         if kind in ("act", "ponder"):
             share = p if kind == "act" else p * (1 - self.total)
             return share, self.total + share >= self.config.halt_threshold
-        if kind == "convergence": enough = enough & (change <= self.config.convergence_tolerance)
+        if kind == "convergence":
+            enough = enough & (change <= self.config.convergence_tolerance)
         return torch.zeros_like(p), enough & (kind != "fixed")
 
     def remainder(self, share: Tensor) -> Tensor:
-        "What the last step counts for: all that is left."
+        """What the last step counts for: all that is left."""
         return 1 - self.total
 
 # %% ../../nbs/model/halting.ipynb #cell-07
 @patch
 def step(self: Halting, p: Tensor | None, change: Tensor, last: bool):
-    "Account for one step that every running position has made. `p`: [B,S] read off the state after it (None: `fixed`); `change`: [B,S], relative, of the state."
+    """Account for one step that every running position has made.
+
+    `p`: [B,S] read off the state after it (None: `fixed`); `change`: [B,S], relative, of the state.
+    """
     seen = torch.zeros_like(self.total) if p is None else p
-    if self.probs: seen = torch.where(self.running, seen, self.probs[-1])
+    if self.probs:
+        seen = torch.where(self.running, seen, self.probs[-1])
     self.num_iterations = self.num_iterations + self.running
     share, enough = self.rule(seen, change)
-    if self.forced is not None: enough = self.num_iterations >= self.forced
+    if self.forced is not None:
+        enough = self.num_iterations >= self.forced
     ends = self.running & (enough | last)
     left = self.remainder(share)
     self.weights.append(torch.where(ends, left, share * self.running))
@@ -61,8 +71,11 @@ def step(self: Halting, p: Tensor | None, change: Tensor, last: bool):
 # %% ../../nbs/model/halting.ipynb #cell-08
 @patch(as_prop=True)
 def ponder_cost(self: Halting) -> Tensor:
-    "[B,S]: steps taken plus the remainder; under `ponder` the divergence of the weights from a geometric prior, cut off at N."
-    if self.config.halting != "ponder": return self.num_iterations + self.remainders
+    """[B,S]: steps taken plus the remainder; under `ponder` the divergence of the weights from a
+    geometric prior, cut off at N.
+    """
+    if self.config.halting != "ponder":
+        return self.num_iterations + self.remainders
     w, prior = torch.stack(self.weights), self.config.ponder_prior
     step = torch.arange(len(w), device=w.device, dtype=w.dtype)[:, None, None]
     expected = prior * (1 - prior) ** step / (1 - (1 - prior) ** len(w))
@@ -71,16 +84,16 @@ def ponder_cost(self: Halting) -> Tensor:
 
 # %% ../../nbs/model/halting.ipynb #cell-15
 def prefix_mean(
-    h: Tensor,                          # [B,S,dc]
+    h: Tensor,  # [B,S,dc]
     layout: Layout,
-    past: NoPast | Past = NO_PAST,      # holds the sum over the tokens before these, under `name`
+    past: NoPast | Past = NO_PAST,  # holds the sum over the tokens before these, under `name`
     name: str = "sum",
-) -> Tensor:                            # [B,S,dc]
-    "Mean of the states of all positions within reach, up to and including each one."
+) -> Tensor:  # [B,S,dc]
+    """Mean of the states of all positions within reach, up to and including each one."""
     sums = torch.cat([past.carried(name, h[:, 0])[:, None], h], 1).cumsum(1)
     total, reach = sums[:, 1:], layout.index if layout.reach is None else layout.reach
     if layout.reach is not None:
-        start = layout.index - reach - layout.index[:, :1]                  # in this piece; negative: before it
+        start = layout.index - reach - layout.index[:, :1]  # in this piece; negative: before it
         outside = sums.gather(1, start.clamp(min=0)[..., None].expand_as(h))
         total = total - torch.where((start >= 0)[..., None], outside, 0)
     past.carry(name, total[:, -1])
@@ -88,38 +101,78 @@ def prefix_mean(
 
 # %% ../../nbs/model/halting.ipynb #cell-17
 class BiasedLinear(nn.Linear):
-    "A linear layer whose bias starts at `initial_bias`, and its weights at zero when `zero` is set."
-    def __init__(self, dim_in: int, dim_out: int, initial_bias: float = 0., zero: bool = False, bias: bool = True):
+    """A linear layer whose bias starts at `initial_bias`, and its weights at zero when `zero` is
+    set.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        initial_bias: float = 0.0,
+        zero: bool = False,
+        bias: bool = True,
+    ):
         self.initial_bias, self.zero = initial_bias, zero
         super().__init__(dim_in, dim_out, bias)
 
 
 def initialise(module: nn.Module, std: float):
-    "Start one module: Gaussian weights, those of a convolution so that its output is as large as its input, the first `copies` rows as the identity, biases zero or as `BiasedLinear` says, norms one. Loaded weights are left alone."
-    if isinstance(module, (nn.Linear, nn.Embedding)): init.normal_(module.weight, std=0. if getattr(module, "zero", False) else std)
-    if n := getattr(module, "copies", 0): init.copy_(module.weight, torch.cat([torch.eye(*module.weight.shape, device=module.weight.device)[:n], module.weight.detach()[n:]]))
-    if isinstance(module, nn.Conv1d): init.normal_(module.weight, std=module.kernel_size[0] ** -.5)       # depthwise: as loud as what goes in
-    if isinstance(module, (nn.Linear, nn.Conv1d)) and module.bias is not None: init.constant_(module.bias, getattr(module, "initial_bias", 0.))
-    if isinstance(module, nn.RMSNorm): init.ones_(module.weight)
+    """Start one module: Gaussian weights, those of a convolution so that its output is as large
+    as its input, the first `copies` rows as the identity, biases zero or as `BiasedLinear` says,
+    norms one. Loaded weights are left alone.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        init.normal_(module.weight, std=0.0 if getattr(module, "zero", False) else std)
+    if n := getattr(module, "copies", 0):
+        init.copy_(
+            module.weight,
+            torch.cat(
+                [
+                    torch.eye(*module.weight.shape, device=module.weight.device)[:n],
+                    module.weight.detach()[n:],
+                ]
+            ),
+        )
+    # depthwise: as loud as what goes in
+    if isinstance(module, nn.Conv1d):
+        init.normal_(module.weight, std=module.kernel_size[0] ** -0.5)
+    if isinstance(module, (nn.Linear, nn.Conv1d)) and module.bias is not None:
+        init.constant_(module.bias, getattr(module, "initial_bias", 0.0))
+    if isinstance(module, nn.RMSNorm):
+        init.ones_(module.weight)
 
 # %% ../../nbs/model/halting.ipynb #cell-18
 class HaltingHead(nn.Module):
-    "Halting probability from the state and, with `global_halt`, from the prefix mean of the states."
+    """Halting probability from the state and, with `global_halt`, from the prefix mean of the
+    states.
+    """
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         self.global_halt = config.global_halt
-        self.proj = BiasedLinear(config.latent_dim * (2 if config.global_halt else 1), 1, config.halt_bias, zero=True)
-        initialise(self.proj, 0.)
+        self.proj = BiasedLinear(
+            config.latent_dim * (2 if config.global_halt else 1), 1, config.halt_bias, zero=True
+        )
+        initialise(self.proj, 0.0)
 
-    def forward(self, h: Tensor, mean: Tensor | None) -> Tensor:   # [B,S,dc], float32 or better -> [B,S]
+    # [B,S,dc], float32 or better -> [B,S]
+    def forward(self, h: Tensor, mean: Tensor | None) -> Tensor:
         with torch.autocast("cpu" if h.is_meta else h.device.type, enabled=False):
             seen = h if mean is None else torch.cat([h, mean], -1)
-            return nn.functional.linear(seen, self.proj.weight.to(h.dtype), self.proj.bias.to(h.dtype)).squeeze(-1).sigmoid()
+            return (
+                nn.functional.linear(seen, self.proj.weight.to(h.dtype), self.proj.bias.to(h.dtype))
+                .squeeze(-1)
+                .sigmoid()
+            )
 
 # %% ../../nbs/model/halting.ipynb #cell-21
 @torch.no_grad()
-def confidence(logits: Tensor, kind: str = "margin") -> Tensor:   # [...,V] -> [...]
-    "Certainty of a read-out, between 0 (uniform) and 1: `margin` of the two likeliest, or 1 - `entropy` / log V."
+def confidence(logits: Tensor, kind: str = "margin") -> Tensor:  # [...,V] -> [...]
+    """Certainty of a read-out, between 0 (uniform) and 1: `margin` of the two likeliest, or 1 -
+    `entropy` / log V.
+    """
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-    if kind == "margin": return p.topk(2).values.diff(dim=-1).neg().squeeze(-1)
+    if kind == "margin":
+        return p.topk(2).values.diff(dim=-1).neg().squeeze(-1)
     return 1 + torch.special.xlogy(p, p).sum(-1) / torch.tensor(p.shape[-1], dtype=p.dtype).log()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # %% ../../nbs/model/layout.ipynb #cell-05
 def visible(index: Tensor, reach: Tensor | None, length: int) -> Tensor:
-    "[B,1,S,T]: True where the query at row index `index` [B,S] may see each of `length` keys."
+    """[B,1,S,T]: True where the query at row index `index` [B,S] may see each of `length` keys."""
     back = index[..., None] - torch.arange(length, device=index.device)
     seen = back >= 0
     return (seen if reach is None else seen & (back <= reach[..., None]))[:, None]
@@ -22,77 +22,132 @@ def visible(index: Tensor, reach: Tensor | None, length: int) -> Tensor:
 # %% ../../nbs/model/layout.ipynb #cell-06
 @dataclass
 class Layout:
-    "Where the tokens of a batch stand in their rows, and how far back each may look."
-    position_ids: Tensor                # [B,S] or [1,S]: place in the document
-    index: Tensor                       # [B,S] or [1,S]: place in the row, cached tokens included
-    length: int                         # T: keys in a row, cached ones included
-    reach: Tensor | None = None         # [B,S]; None: to the start of the row
-    by_index: bool = False              # queries are not simply the last ones of the row: some are left out, or room for later ones is kept
-    kept: dict = field(default_factory=dict)    # what is computed once for all layers
+    """Where the tokens of a batch stand in their rows, and how far back each may look."""
+
+    position_ids: Tensor  # [B,S] or [1,S]: place in the document
+    index: Tensor  # [B,S] or [1,S]: place in the row, cached tokens included
+    length: int  # T: keys in a row, cached ones included
+    reach: Tensor | None = None  # [B,S]; None: to the start of the row
+    # queries are not simply the last ones of the row: some are left out, or room for later ones is
+    # kept
+    by_index: bool = False
+    kept: dict = field(default_factory=dict)  # what is computed once for all layers
 
     def once(self, name, compute):
-        "`compute()`, or what it gave the first time for `name`."
-        if name not in self.kept: self.kept[name] = compute()
+        """`compute()`, or what it gave the first time for `name`."""
+        if name not in self.kept:
+            self.kept[name] = compute()
         return self.kept[name]
 
     @property
     def causal(self) -> bool:
-        "Whether 'everything up to itself' is the whole rule, and queries and keys are the same tokens."
+        """Whether 'everything up to itself' is the whole rule, and queries and keys are the same
+        tokens.
+        """
         return self.reach is None and not self.by_index and self.index.shape[1] == self.length
 
     @property
     def mask(self) -> Tensor | None:
-        "[B,1,S,T], True where a query may look; None when it may look everywhere, or when `causal` says it all."
-        if self.causal or (self.reach is None and not self.by_index and self.index.shape[1] == 1): return None
+        """[B,1,S,T], True where a query may look; None when it may look everywhere, or when
+        `causal` says it all.
+        """
+        if self.causal or (self.reach is None and not self.by_index and self.index.shape[1] == 1):
+            return None
         return self.once("mask", lambda: visible(self.index, self.reach, self.length))
 
 # %% ../../nbs/model/layout.ipynb #cell-07
 @patch
 def segments(self: Layout) -> dict[str, Tensor | int]:
-    "The same in the words of flash attention: all rows as one long text, cut where nobody may look further back."
+    """The same in the words of flash attention: all rows as one long text, cut where nobody may
+    look further back.
+    """
+
     def cut():
         starts = (self.reach == 0).flatten().nonzero().squeeze(1).to(torch.int32)
         bounds = torch.cat([starts, starts.new_tensor([self.reach.numel()])])
         longest = int(bounds.diff().max())
-        return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+        return {
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
     return {} if self.reach is None else self.once("segments", cut)
 
 # %% ../../nbs/model/layout.ipynb #cell-09
 def places(document_ids: Tensor) -> Tensor:
-    "The place of every token [B,S] in its document."
+    """The place of every token [B,S] in its document."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = torch.cat([torch.ones_like(index[:, :1], dtype=torch.bool), document_ids.diff(dim=1) != 0], 1)
+    starts = torch.cat(
+        [torch.ones_like(index[:, :1], dtype=torch.bool), document_ids.diff(dim=1) != 0], 1
+    )
     return index - torch.where(starts, index, 0).cummax(1).values
 
 
 def padding_before(attention_mask: Tensor) -> Tensor:
-    "[B,1]: how many positions of each row stand before its first token. Raises `ValueError` for padding between tokens."
-    rises = attention_mask[:, :1].long() + (attention_mask.long().diff(dim=1) > 0).sum(1, keepdim=True)
-    if not torch.compiler.is_compiling() and (rises > 1).any(): raise ValueError("attention_mask: padding between tokens; it can stand before a text or after it")
+    """[B,1]: how many positions of each row stand before its first token.
+
+    Raises `ValueError` for padding between tokens.
+    """
+    rises = attention_mask[:, :1].long() + (attention_mask.long().diff(dim=1) > 0).sum(
+        1, keepdim=True
+    )
+    if not torch.compiler.is_compiling() and (rises > 1).any():
+        raise ValueError(
+            "attention_mask: padding between tokens; it can stand before a text or after it"
+        )
     return (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)
 
 # %% ../../nbs/model/layout.ipynb #cell-10
 def lay_out(
-    shape: tuple[int, int],                     # B, S: the new tokens
+    shape: tuple[int, int],  # B, S: the new tokens
     device: torch.device | str = "cpu",
-    attention_mask: Tensor | None = None,       # [B,T] or [B,S], 1 for tokens, 0 for padding
-    position_ids: Tensor | None = None,         # [B,S] or [1,S]
-    document_ids: Tensor | None = None,         # [B,S], any number that changes from one packed document to the next
-    past: int = 0,                              # tokens in the cache
-    capacity: int | None = None,                # of a cache of fixed size
+    attention_mask: Tensor | None = None,  # [B,T] or [B,S], 1 for tokens, 0 for padding
+    position_ids: Tensor | None = None,  # [B,S] or [1,S]
+    # [B,S], any number that changes from one packed document to the next
+    document_ids: Tensor | None = None,
+    past: int = 0,  # tokens in the cache
+    capacity: int | None = None,  # of a cache of fixed size
 ) -> Layout:
-    "The layout of a batch. Raises `ValueError` for shapes that do not fit, and for what could only give a wrong number."
+    """The layout of a batch.
+
+    Raises `ValueError` for shapes that do not fit, and for what could only give a wrong number.
+    """
     B, S = shape
     if document_ids is not None:
-        if past or position_ids is not None: raise ValueError("document_ids: give position_ids instead, when there is a cache or when they are known")
+        if past or position_ids is not None:
+            raise ValueError(
+                "document_ids: give position_ids instead, when there is a cache or when they are"
+                " known"
+            )
         position_ids = places(document_ids)
-    if position_ids is not None and (position_ids.shape[-1] != S or position_ids.shape[0] not in (1, B)): raise ValueError(f"position_ids: expected shape {(B, S)}, got {tuple(position_ids.shape)}")
-    index, before = past + torch.arange(S, device=device)[None], torch.zeros(1, 1, dtype=torch.long, device=device)
+    if position_ids is not None and (
+        position_ids.shape[-1] != S or position_ids.shape[0] not in (1, B)
+    ):
+        raise ValueError(f"position_ids: expected shape {(B, S)}, got {tuple(position_ids.shape)}")
+    index, before = (
+        past + torch.arange(S, device=device)[None],
+        torch.zeros(1, 1, dtype=torch.long, device=device),
+    )
     if attention_mask is not None:
-        if attention_mask.shape not in ((B, past + S), (B, capacity)): raise ValueError(f"attention_mask: expected shape {(B, past + S)}, got {tuple(attention_mask.shape)}")
+        if attention_mask.shape not in ((B, past + S), (B, capacity)):
+            raise ValueError(
+                f"attention_mask: expected shape {(B, past + S)}, got {tuple(attention_mask.shape)}"
+            )
         before = padding_before(attention_mask)
     reach = (index - before).clamp(min=0)
     positions = reach if position_ids is None else position_ids
     reach = torch.minimum(reach, positions)
-    free = not torch.compiler.is_compiling() and bool((reach == index).all()) if attention_mask is not None or position_ids is not None else True
-    return Layout(positions, index, capacity or past + S, None if free else reach.expand(B, S), by_index=capacity is not None)
+    free = (
+        not torch.compiler.is_compiling() and bool((reach == index).all())
+        if attention_mask is not None or position_ids is not None
+        else True
+    )
+    return Layout(
+        positions,
+        index,
+        capacity or past + S,
+        None if free else reach.expand(B, S),
+        by_index=capacity is not None,
+    )

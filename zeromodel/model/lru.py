@@ -6,8 +6,8 @@
 __all__ = ['COMPACT_BELOW', 'GatedMLP', 'LatentBlock', 'Cell', 'LRUOutput', 'LatentReasoningUnit', 'Run']
 
 # %% ../../nbs/model/lru.ipynb #cell-03
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,130 +17,251 @@ from torch.utils.checkpoint import checkpoint
 
 from .cache import NO_PAST, NoPast, Past
 from .config import LRUConfig
-from .halting import BiasedLinear, Halting, HaltingHead, confidence, initialise, prefix_mean
+from zeromodel.model.halting import (
+    BiasedLinear,
+    Halting,
+    HaltingHead,
+    confidence,
+    initialise,
+    prefix_mean,
+)
 from .layout import Layout, lay_out
 from .mixing import EVERYONE, Everyone, LatentAttention, PositionMixing, Subset
 
 # %% ../../nbs/model/lru.ipynb #cell-06
 class GatedMLP(nn.Module):
-    "SwiGLU (Shazeer 2020): down(silu(gate x) * up x)."
+    """SwiGLU (Shazeer 2020): down(silu(gate x) * up x)."""
+
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int):
         super().__init__()
         self.gate_proj, self.up_proj = (nn.Linear(dim_in, dim_hidden, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(dim_hidden, dim_out, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor: return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class LatentBlock(nn.Module):
-    "Causal multi-head attention over latents and a gated MLP, both after a norm and added to their input."
+    """Causal multi-head attention over latents and a gated MLP, both after a norm and added to
+    their input.
+    """
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         dc = config.latent_dim
         self.norm1, self.norm2 = (nn.RMSNorm(dc, eps=config.norm_eps) for _ in range(2))
-        self.attention, self.mlp = LatentAttention(config), GatedMLP(dc, config.intermediate_size, dc)
+        self.attention, self.mlp = (
+            LatentAttention(config),
+            GatedMLP(dc, config.intermediate_size, dc),
+        )
 
-    def forward(self, x: Tensor, layout: Layout, past: NoPast | Past = NO_PAST, name: str = "block") -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Layout, past: NoPast | Past = NO_PAST, name: str = "block"
+    ) -> Tensor:
         a = self.norm1(x)
         x = x + self.attention(a, self.attention.memory(past.extend(name, a), layout), layout)
         return x + self.mlp(self.norm2(x))
 
 # %% ../../nbs/model/lru.ipynb #cell-07
 class Cell(nn.Module):
-    "One gated step h -> h'. What depends on the input c alone (`inject`) is computed once, outside the loop."
+    """One gated step h -> h'.
+
+    What depends on the input c alone (`inject`) is computed once, outside the loop.
+    """
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         dc, self.config = config.latent_dim, config
-        if config.update != "sum": self.w_z, self.u_z = nn.Linear(dc, dc, bias=False), BiasedLinear(dc, dc, config.update_gate_bias)
+        if config.update != "sum":
+            self.w_z, self.u_z = (
+                nn.Linear(dc, dc, bias=False),
+                BiasedLinear(dc, dc, config.update_gate_bias),
+            )
         if config.cell == "gru":
-            self.w_r, self.u_r, self.w_n, self.u_n = nn.Linear(dc, dc, bias=False), nn.Linear(dc, dc), nn.Linear(dc, dc, bias=False), nn.Linear(dc, dc)
-        if config.cell == "mlp": self.mlp, self.u_n = GatedMLP(dc, config.intermediate_size, dc), nn.Linear(dc, 2 * config.intermediate_size)
-        if config.cell == "block": self.blocks = nn.ModuleList(LatentBlock(config) for _ in range(config.sub_blocks))
-        if config.cell == "block" and config.update != "sum": self.u_n = nn.Linear(dc, dc)
+            self.w_r, self.u_r, self.w_n, self.u_n = (
+                nn.Linear(dc, dc, bias=False),
+                nn.Linear(dc, dc),
+                nn.Linear(dc, dc, bias=False),
+                nn.Linear(dc, dc),
+            )
+        if config.cell == "mlp":
+            self.mlp, self.u_n = (
+                GatedMLP(dc, config.intermediate_size, dc),
+                nn.Linear(dc, 2 * config.intermediate_size),
+            )
+        if config.cell == "block":
+            self.blocks = nn.ModuleList(LatentBlock(config) for _ in range(config.sub_blocks))
+        if config.cell == "block" and config.update != "sum":
+            self.u_n = nn.Linear(dc, dc)
 
     def inject(self, c: Tensor) -> tuple[Tensor, ...]:
-        if self.config.update == "sum": return c, c
+        if self.config.update == "sum":
+            return c, c
         return self.u_z(c), self.u_n(c), *([self.u_r(c)] if self.config.cell == "gru" else [])
 
-    def candidate(self, m: Tensor, u_n: Tensor, u_r: list[Tensor], layout: Layout, past: NoPast | Past, step: int) -> Tensor:
-        if self.config.cell == "gru": return torch.tanh(u_n + (self.w_r(m) + u_r[0]).sigmoid() * self.w_n(m))
+    def candidate(
+        self,
+        m: Tensor,
+        u_n: Tensor,
+        u_r: list[Tensor],
+        layout: Layout,
+        past: NoPast | Past,
+        step: int,
+    ) -> Tensor:
+        if self.config.cell == "gru":
+            return torch.tanh(u_n + (self.w_r(m) + u_r[0]).sigmoid() * self.w_n(m))
         if self.config.cell == "mlp":
             gate, up = u_n.chunk(2, -1)
-            return self.mlp.down_proj(F.silu(self.mlp.gate_proj(m) + gate) * (self.mlp.up_proj(m) + up))
+            return self.mlp.down_proj(
+                F.silu(self.mlp.gate_proj(m) + gate) * (self.mlp.up_proj(m) + up)
+            )
         x = m + u_n
-        for b, block in enumerate(self.blocks): x = block(x, layout, past, f"block{step}.{b}")
+        for b, block in enumerate(self.blocks):
+            x = block(x, layout, past, f"block{step}.{b}")
         return x - m if self.config.update == "residual" else x
 
 # %% ../../nbs/model/lru.ipynb #cell-08
 @patch
-def forward(self: Cell, h: Tensor, m: Tensor, injected: tuple[Tensor, ...], layout: Layout, past: NoPast | Past = NO_PAST, step: int = 0) -> Tensor:
-    "The gated update of the state `h` [B,S,dc], given its mixed neighbourhood `m`."
+def forward(
+    self: Cell,
+    h: Tensor,
+    m: Tensor,
+    injected: tuple[Tensor, ...],
+    layout: Layout,
+    past: NoPast | Past = NO_PAST,
+    step: int = 0,
+) -> Tensor:
+    """The gated update of the state `h` [B,S,dc], given its mixed neighbourhood `m`."""
     u_z, u_n, *u_r = injected
-    if self.config.update == "sum": return self.candidate(m, u_n, u_r, layout, past, step)
+    if self.config.update == "sum":
+        return self.candidate(m, u_n, u_r, layout, past, step)
     z, n = (self.w_z(m) + u_z).sigmoid(), self.candidate(m, u_n, u_r, layout, past, step)
     return (1 - z) * h + z * n if self.config.update == "gru" else h + z * n
 
 # %% ../../nbs/model/lru.ipynb #cell-10
 @dataclass
 class LRUOutput:
-    "What the unit did. N: iterations, B: batch, S: sequence, dc: latent dim."
-    halt_probs: Tensor        # [N,B,S], frozen once halted
-    weights: Tensor           # [N,B,S], share of each step in the output
-    ponder_cost: Tensor       # [B,S], steps taken + remainder; see the halting rules
-    num_iterations: Tensor    # [B,S]
-    remainders: Tensor        # [B,S]
-    residuals: Tensor         # [N,B,S], |h_i - h_{i-1}| / |h_{i-1}|, 0 once halted
-    states: Tensor | None     # [N+1,B,S,dc], on request
+    """What the unit did. N: iterations, B: batch, S: sequence, dc: latent dim."""
+
+    halt_probs: Tensor  # [N,B,S], frozen once halted
+    weights: Tensor  # [N,B,S], share of each step in the output
+    ponder_cost: Tensor  # [B,S], steps taken + remainder; see the halting rules
+    num_iterations: Tensor  # [B,S]
+    remainders: Tensor  # [B,S]
+    residuals: Tensor  # [N,B,S], |h_i - h_{i-1}| / |h_{i-1}|, 0 once halted
+    states: Tensor | None  # [N+1,B,S,dc], on request
 
     @property
-    def avg_iterations(self) -> Tensor: return self.num_iterations.float().mean(-1)                             # [B]
+    def avg_iterations(self) -> Tensor:
+        return self.num_iterations.float().mean(-1)  # [B]
 
     @property
-    def converged(self) -> Tensor: return (self.num_iterations < len(self.weights)).all(-1)                     # [B]: everywhere before the last step
+    # [B]: everywhere before the last step
+    def converged(self) -> Tensor:
+        return (self.num_iterations < len(self.weights)).all(-1)
 
 
 class LatentReasoningUnit(nn.Module):
-    "Refine a latent [B,S,dc] in up to N gated steps with adaptive halting. Returns the refined latent and an `LRUOutput`."
+    """Refine a latent [B,S,dc] in up to N gated steps with adaptive halting.
+
+    Returns the refined latent and an `LRUOutput`.
+    """
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         self.config = config
-        self.norm = nn.Identity() if config.update == "sum" else nn.RMSNorm(config.latent_dim, eps=config.norm_eps)
-        self.mixing, self.cell, self.halting = PositionMixing(config), Cell(config), HaltingHead(config)
-        for module in self.modules(): initialise(module, config.initializer_range)
+        self.norm = (
+            nn.Identity()
+            if config.update == "sum"
+            else nn.RMSNorm(config.latent_dim, eps=config.norm_eps)
+        )
+        self.mixing, self.cell, self.halting = (
+            PositionMixing(config),
+            Cell(config),
+            HaltingHead(config),
+        )
+        for module in self.modules():
+            initialise(module, config.initializer_range)
 
 # %% ../../nbs/model/lru.ipynb #cell-12
 @patch
-def iterate(self: LatentReasoningUnit, h: Tensor, running: Tensor, injected: tuple, base, layout: Layout, past: NoPast | Past, step: int, who: Everyone | Subset) -> tuple[Tensor, Tensor]:
-    "The state after one more step, and its relative change [B,S]."
+def iterate(
+    self: LatentReasoningUnit,
+    h: Tensor,
+    running: Tensor,
+    injected: tuple,
+    base,
+    layout: Layout,
+    past: NoPast | Past,
+    step: int,
+    who: Everyone | Subset,
+) -> tuple[Tensor, Tensor]:
+    """The state after one more step, and its relative change [B,S]."""
     m = self.mixing(self.norm(h), base, layout, past, step, who)
-    if m is None: return h, torch.zeros_like(h[..., 0])
+    if m is None:
+        return h, torch.zeros_like(h[..., 0])
     old = who.take(h)
-    new = torch.where(who.take(running)[..., None], self.cell(old, m, tuple(map(who.take, injected)), who.layout(layout), past, step), old)
-    with torch.no_grad(): change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp(min=1e-12)
+    new = torch.where(
+        who.take(running)[..., None],
+        self.cell(old, m, tuple(map(who.take, injected)), who.layout(layout), past, step),
+        old,
+    )
+    with torch.no_grad():
+        change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp(min=1e-12)
     return who.put(h, new), who.put(torch.zeros_like(h[..., 0]), change)
 
 # %% ../../nbs/model/lru.ipynb #cell-13
 @patch
-def probability(self: LatentReasoningUnit, h: Tensor, layout: Layout, past: NoPast | Past, step: int, who: Everyone | Subset, readout: Callable | None, residual: Tensor | None) -> Tensor | None:
-    "What the halting rule looks at after a step: [B,S], or None when it looks at nothing."
-    if self.config.halting == "fixed": return None
+def probability(
+    self: LatentReasoningUnit,
+    h: Tensor,
+    layout: Layout,
+    past: NoPast | Past,
+    step: int,
+    who: Everyone | Subset,
+    readout: Callable | None,
+    residual: Tensor | None,
+) -> Tensor | None:
+    """What the halting rule looks at after a step: [B,S], or None when it looks at nothing."""
+    if self.config.halting == "fixed":
+        return None
     wide = h.to(torch.promote_types(h.dtype, torch.float32))
     nobody = torch.zeros_like(wide[..., 0])
     if self.config.halting in ("confidence", "convergence") and readout is not None:
-        return nobody if who.empty else who.put(nobody, confidence(readout(who.take(h), who.take(residual)), self.config.confidence).to(nobody))
+        return (
+            nobody
+            if who.empty
+            else who.put(
+                nobody,
+                confidence(readout(who.take(h), who.take(residual)), self.config.confidence).to(
+                    nobody
+                ),
+            )
+        )
     mean = prefix_mean(wide, layout, past, f"sum{step}") if self.config.global_halt else None
-    return nobody if who.empty else who.put(nobody, self.halting(who.take(wide), None if mean is None else who.take(mean)))
+    return (
+        nobody
+        if who.empty
+        else who.put(nobody, self.halting(who.take(wide), None if mean is None else who.take(mean)))
+    )
 
 # %% ../../nbs/model/lru.ipynb #cell-15
 COMPACT_BELOW = 0.6
 
 
 @patch
-def who(self: LatentReasoningUnit, running: Tensor, past: NoPast | Past, early_exit: bool | None) -> Everyone | Subset:
-    "Who takes part in the next step. `early_exit`: None, as it pays; True, as few as possible; False, everyone."
+def who(
+    self: LatentReasoningUnit, running: Tensor, past: NoPast | Past, early_exit: bool | None
+) -> Everyone | Subset:
+    """Who takes part in the next step.
+
+    `early_exit`: None, as it pays; True, as few as possible; False, everyone.
+    """
     block, at_most = self.config.cell == "block", COMPACT_BELOW if early_exit is None else 1
-    if early_exit is False or (block and past.remembers): return EVERYONE
-    if early_exit is None and running.float().mean() > at_most: return EVERYONE
+    if early_exit is False or (block and past.remembers):
+        return EVERYONE
+    if early_exit is None and running.float().mean() > at_most:
+        return EVERYONE
     some = Subset(running, whole_rows=block)
     return some if some.columns.numel() <= at_most * running.numel() else EVERYONE
 
@@ -148,58 +269,114 @@ def who(self: LatentReasoningUnit, running: Tensor, past: NoPast | Past, early_e
 @patch
 def forward(
     self: LatentReasoningUnit,
-    c: Tensor,                                  # [B,S,dc]
-    layout: Layout | None = None,               # default: no padding, one document
-    past: NoPast | Past = NO_PAST,              # a layer of the cache, when decoding
-    num_iterations: int | None = None,          # other than trained with; default the configuration's N
-    forced_exit: Tensor | int | None = None,    # stop exactly here, whatever the rule says; for all or [B,S]
-    readout: Callable[[Tensor, Tensor], Tensor] | None = None,      # (state, residual) -> logits; for `confidence` and `convergence`, which otherwise use the halting head
-    residual: Tensor | None = None,             # [B,S,D], handed to `readout`
-    early_exit: bool | None = None,             # None: skip halted positions when no gradient is recorded and it pays
+    c: Tensor,  # [B,S,dc]
+    layout: Layout | None = None,  # default: no padding, one document
+    past: NoPast | Past = NO_PAST,  # a layer of the cache, when decoding
+    num_iterations: int | None = None,  # other than trained with; default the configuration's N
+    # stop exactly here, whatever the rule says; for all or [B,S]
+    forced_exit: Tensor | int | None = None,
+    # (state, residual) -> logits; for `confidence` and `convergence`, which otherwise use the
+    # halting head
+    readout: Callable[[Tensor, Tensor], Tensor] | None = None,
+    residual: Tensor | None = None,  # [B,S,D], handed to `readout`
+    # None: skip halted positions when no gradient is recorded and it pays
+    early_exit: bool | None = None,
     output_states: bool = False,
-) -> tuple[Tensor, LRUOutput]:                  # refined latent [B,S,dc]
-    "Iterate until every position has halted or N steps are made. Raises `ValueError` for fewer than one iteration."
+) -> tuple[Tensor, LRUOutput]:  # refined latent [B,S,dc]
+    """Iterate until every position has halted or N steps are made.
+
+    Raises `ValueError` for fewer than one iteration.
+    """
     N = self.config.max_iterations if num_iterations is None else num_iterations
-    if N < 1: raise ValueError(f"num_iterations={N}: must be at least 1")
+    if N < 1:
+        raise ValueError(f"num_iterations={N}: must be at least 1")
     layout = lay_out(c.shape[:2], c.device) if layout is None else layout
     past.run(N)
     adaptive = self.config.halting != "fixed" or forced_exit is not None
-    if early_exit is None and (torch.is_grad_enabled() or torch.compiler.is_compiling() or not adaptive): early_exit = False
+    if early_exit is None and (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or not adaptive
+    ):
+        early_exit = False
     c = c * self.config.state_scale if self.config.state_scale != 1 else c
-    run = Run(self, c, Halting(self.config, torch.zeros(c.shape[:2], device=c.device, dtype=torch.promote_types(c.dtype, torch.float32)), forced_exit), output_states)
+    run = Run(
+        self,
+        c,
+        Halting(
+            self.config,
+            torch.zeros(
+                c.shape[:2], device=c.device, dtype=torch.promote_types(c.dtype, torch.float32)
+            ),
+            forced_exit,
+        ),
+        output_states,
+    )
     run.through(N, layout, past, early_exit, readout, residual)
     return run.result()
 
 # %% ../../nbs/model/lru.ipynb #cell-17
 class Run:
-    "One pass through the loop: the present state, and what is recorded of it."
+    """One pass through the loop: the present state, and what is recorded of it."""
+
     def __init__(self, unit: LatentReasoningUnit, c: Tensor, halting: Halting, output_states: bool):
         self.unit, self.c, self.h, self.halting = unit, c, c, halting
         self.mean = torch.zeros_like(c, dtype=torch.promote_types(c.dtype, torch.float32))
         self.residuals, self.states = [], [c] if output_states else None
 
-    def through(self, N: int, layout: Layout, past: NoPast | Past, early_exit: bool | None, readout, residual):
-        unit, injected, base = self.unit, self.unit.cell.inject(self.c), self.unit.mixing.prepare(self.c, layout, past)
+    def through(
+        self,
+        N: int,
+        layout: Layout,
+        past: NoPast | Past,
+        early_exit: bool | None,
+        readout,
+        residual,
+    ):
+        unit, injected, base = (
+            self.unit,
+            self.unit.cell.inject(self.c),
+            self.unit.mixing.prepare(self.c, layout, past),
+        )
         for i in range(N):
             running = self.halting.running
             who = EVERYONE if i == 0 else unit.who(running, past, early_exit)
-            if who.empty and not past.remembers: self.add(i, N, None, torch.zeros_like(self.mean[..., 0])); continue
+            if who.empty and not past.remembers:
+                self.add(i, N, None, torch.zeros_like(self.mean[..., 0]))
+                continue
             args = self.h, running, injected, base, layout, past, i, who
-            again = unit.config.checkpoint_iterations and torch.is_grad_enabled() and not past.remembers
-            self.h, change = checkpoint(unit.iterate, *args, use_reentrant=False) if again else unit.iterate(*args)
-            self.add(i, N, unit.probability(self.h, layout, past, i, who, readout, residual), change)
+            again = (
+                unit.config.checkpoint_iterations and torch.is_grad_enabled() and not past.remembers
+            )
+            self.h, change = (
+                checkpoint(unit.iterate, *args, use_reentrant=False)
+                if again
+                else unit.iterate(*args)
+            )
+            self.add(
+                i, N, unit.probability(self.h, layout, past, i, who, readout, residual), change
+            )
 
     def add(self, i: int, N: int, p: Tensor | None, change: Tensor):
         self.halting.step(p, change, last=i == N - 1)
-        if self.unit.config.halting in ("act", "ponder"): self.mean = self.mean + self.halting.weights[-1][..., None] * self.h
+        if self.unit.config.halting in ("act", "ponder"):
+            self.mean = self.mean + self.halting.weights[-1][..., None] * self.h
         self.residuals.append(change.detach())
-        if self.states is not None: self.states.append(self.h)
+        if self.states is not None:
+            self.states.append(self.h)
 
 # %% ../../nbs/model/lru.ipynb #cell-18
 @patch
 def result(self: Run) -> tuple[Tensor, LRUOutput]:
-    "The mean of the states weighted by the halting (`act`, `ponder`) or the state at the halt, and the record."
+    """The mean of the states weighted by the halting (`act`, `ponder`) or the state at the halt,
+    and the record.
+    """
     h, halting = self.halting, self.unit.config.halting
     refined = self.mean.to(self.c.dtype) if halting in ("act", "ponder") else self.h
-    return refined, LRUOutput(torch.stack(h.probs), torch.stack(h.weights), h.ponder_cost, h.num_iterations, h.remainders, torch.stack(self.residuals),
-                              None if self.states is None else torch.stack(self.states))
+    return refined, LRUOutput(
+        torch.stack(h.probs),
+        torch.stack(h.weights),
+        h.ponder_cost,
+        h.num_iterations,
+        h.remainders,
+        torch.stack(self.residuals),
+        None if self.states is None else torch.stack(self.states),
+    )

@@ -17,116 +17,198 @@ from .rope import apply_rotary, rotary_angles, rotary_frequencies
 
 # %% ../../nbs/model/mixing.ipynb #cell-06
 class Everyone:
-    "All positions of all rows."
+    """All positions of all rows."""
+
     empty = False
-    def take(self, x: Tensor) -> Tensor: return x
-    def rows_of(self, x): return x
-    def put(self, x: Tensor, new: Tensor) -> Tensor: return new
-    def layout(self, layout: Layout) -> Layout: return layout
+
+    def take(self, x: Tensor) -> Tensor:
+        return x
+
+    def rows_of(self, x):
+        return x
+
+    def put(self, x: Tensor, new: Tensor) -> Tensor:
+        return new
+
+    def layout(self, layout: Layout) -> Layout:
+        return layout
 
 
 EVERYONE = Everyone()
 
 # %% ../../nbs/model/mixing.ipynb #cell-07
 class Subset:
-    "The positions where `running` [B,S] is set; `whole_rows`: with all positions of their rows."
+    """The positions where `running` [B,S] is set; `whole_rows`: with all positions of their
+    rows.
+    """
+
     def __init__(self, running: Tensor, whole_rows: bool = False):
         self.rows = running.any(1).nonzero().squeeze(1)
         chosen = running[self.rows] | whole_rows
         most = int(chosen.sum(1).max()) if len(self.rows) else 0
         self.columns = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        self.chosen, self.empty, self.batch = chosen.gather(1, self.columns), not len(self.rows), len(running)
+        self.chosen, self.empty, self.batch = (
+            chosen.gather(1, self.columns),
+            not len(self.rows),
+            len(running),
+        )
 
-    def take(self, x: Tensor) -> Tensor: return x[self.rows[:, None], self.columns]
+    def take(self, x: Tensor) -> Tensor:
+        return x[self.rows[:, None], self.columns]
 
     def rows_of(self, x):
-        "The rows of a tensor [B,...], or of each of several."
-        if not isinstance(x, Tensor): return tuple(map(self.rows_of, x))
+        """The rows of a tensor [B,...], or of each of several."""
+        if not isinstance(x, Tensor):
+            return tuple(map(self.rows_of, x))
         return x if len(self.rows) == self.batch else x[self.rows]
 
     def put(self, x: Tensor, new: Tensor) -> Tensor:
-        "`x` with the new values where they belong."
+        """`x` with the new values where they belong."""
         at = self.rows[:, None].expand_as(self.columns)[self.chosen], self.columns[self.chosen]
         return x.index_put(at, new[self.chosen])
 
     def layout(self, layout: Layout) -> Layout:
-        pick = lambda x: x.expand(self.batch, -1)[self.rows[:, None], self.columns]
-        return Layout(pick(layout.position_ids), pick(layout.index), layout.length, None if layout.reach is None else pick(layout.reach), by_index=True)
+        def pick(x):
+            return x.expand(self.batch, -1)[self.rows[:, None], self.columns]
+
+        return Layout(
+            pick(layout.position_ids),
+            pick(layout.index),
+            layout.length,
+            None if layout.reach is None else pick(layout.reach),
+            by_index=True,
+        )
 
 # %% ../../nbs/model/mixing.ipynb #cell-10
 class CausalConv(nn.Module):
-    "Gated depthwise convolution over the last `conv_kernel_size` positions within reach."
+    """Gated depthwise convolution over the last `conv_kernel_size` positions within reach."""
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         dc, self.width = config.latent_dim, config.conv_kernel_size
         self.conv = nn.Conv1d(dc, dc, self.width, groups=dc, bias=False)
         self.gate = nn.Linear(dc, dc)
 
-    def taps(self, x: Tensor, layout: Layout, past: NoPast | Past = NO_PAST, name: str = "conv") -> Tensor:   # [B,S,dc]
-        "The convolution before it is gated."
-        window = past.tail(name, x, self.width - 1)                           # [B,K-1+S,dc]
-        if layout.reach is None: return self.conv(window.transpose(1, 2)).transpose(1, 2)
+    # [B,S,dc]
+    def taps(
+        self, x: Tensor, layout: Layout, past: NoPast | Past = NO_PAST, name: str = "conv"
+    ) -> Tensor:
+        """The convolution before it is gated."""
+        window = past.tail(name, x, self.width - 1)  # [B,K-1+S,dc]
+        if layout.reach is None:
+            return self.conv(window.transpose(1, 2)).transpose(1, 2)
         weight, S = self.conv.weight[:, 0].to(x.dtype), x.shape[1]
-        return sum(weight[:, k] * window[:, k:k + S] * (self.width - 1 - k <= layout.reach)[..., None] for k in range(self.width))
+        return sum(
+            weight[:, k] * window[:, k : k + S] * (self.width - 1 - k <= layout.reach)[..., None]
+            for k in range(self.width)
+        )
 
-    def gated(self, x: Tensor, taps: Tensor) -> Tensor: return self.gate(x).sigmoid() * taps
+    def gated(self, x: Tensor, taps: Tensor) -> Tensor:
+        return self.gate(x).sigmoid() * taps
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor: return self.gated(x, self.taps(x, layout))
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return self.gated(x, self.taps(x, layout))
 
 # %% ../../nbs/model/mixing.ipynb #cell-13
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    "Softmax attention of q [B,H,S,d] over k, v [B,H,T,d]."
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal and q.shape[2] > 1)
+    """Softmax attention of q [B,H,S,d] over k, v [B,H,T,d]."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=layout.mask, is_causal=layout.causal and q.shape[2] > 1
+    )
 
 
 class LatentAttention(nn.Module):
-    "Multi-head attention over latents [B,S,dc] with rotary positions."
+    """Multi-head attention over latents [B,S,dc] with rotary positions."""
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         dc = config.latent_dim
-        self.num_heads, self.frequencies = config.num_heads, rotary_frequencies(dc // config.num_heads, config.rope_theta)[0]
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dc, dc, bias=False) for _ in range(4))
+        self.num_heads, self.frequencies = (
+            config.num_heads,
+            rotary_frequencies(dc // config.num_heads, config.rope_theta)[0],
+        )
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(dc, dc, bias=False) for _ in range(4)
+        )
 
-    def heads(self, x: Tensor) -> Tensor: return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)     # [B,H,S,dc/H]
+    # [B,H,S,dc/H]
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def turn(self, x: Tensor, layout: Layout, index: Tensor, which: str) -> Tensor:
-        "Rotate heads that stand at `index`: in the row, which differs from the place in the document by the same for query and key."
-        make = lambda: rotary_angles(index, torch.tensor(self.frequencies, dtype=torch.float64, device=x.device))
+        """Rotate heads that stand at `index`: in the row, which differs from the place in the
+        document by the same for query and key.
+        """
+
+        def make():
+            return rotary_angles(
+                index, torch.tensor(self.frequencies, dtype=torch.float64, device=x.device)
+            )
+
         return apply_rotary(x, *layout.once((which, *self.frequencies), make), interleave=False)
 
     def memory(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        "Keys and values [B,H,T,dc/H] of latents [B,T,dc]."
+        """Keys and values [B,H,T,dc/H] of latents [B,T,dc]."""
         everywhere = torch.arange(x.shape[1], device=x.device)[None]
-        return self.turn(self.heads(self.k_proj(x)), layout, everywhere, "keys"), self.heads(self.v_proj(x))
+        return self.turn(self.heads(self.k_proj(x)), layout, everywhere, "keys"), self.heads(
+            self.v_proj(x)
+        )
 
-    def forward(self, query: Tensor, memory: tuple[Tensor, Tensor], layout: Layout) -> Tensor:   # [B,S,dc]
+    # [B,S,dc]
+    def forward(self, query: Tensor, memory: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         q = self.turn(self.heads(self.q_proj(query)), layout, layout.index, "queries")
         return self.o_proj(attend(q, *memory, layout).transpose(1, 2).flatten(-2))
 
 # %% ../../nbs/model/mixing.ipynb #cell-16
 class PositionMixing(nn.Module):
-    "How a position sees earlier ones within an iteration: any of `conv`, `attention`, `attention_base`, one after the other, each added to its input."
+    """How a position sees earlier ones within an iteration: any of `conv`, `attention`,
+    `attention_base`, one after the other, each added to its input.
+    """
+
     def __init__(self, config: LRUConfig):
         super().__init__()
         self.conv = CausalConv(config) if "conv" in config.mixing else None
         self.attention = LatentAttention(config) if "attention" in config.mixing else None
         self.attention_base = LatentAttention(config) if "attention_base" in config.mixing else None
 
-    def prepare(self, c: Tensor, layout: Layout, past: NoPast | Past) -> tuple[Tensor, Tensor] | None:
-        "What `attention_base` looks at in every iteration: keys and values of the latents `c` [B,S,dc]."
-        return None if self.attention_base is None else self.attention_base.memory(past.extend("base", c), layout)
+    def prepare(
+        self, c: Tensor, layout: Layout, past: NoPast | Past
+    ) -> tuple[Tensor, Tensor] | None:
+        """What `attention_base` looks at in every iteration: keys and values of the latents `c`
+        [B,S,dc].
+        """
+        return (
+            None
+            if self.attention_base is None
+            else self.attention_base.memory(past.extend("base", c), layout)
+        )
 
-    def forward(self, x: Tensor, base, layout: Layout, past: NoPast | Past = NO_PAST, step: int = 0, who: Everyone | Subset = EVERYONE) -> Tensor | None:
-        "The mixed neighbourhood of those who are still running; what the others add to the past of step `step` is kept all the same."
+    def forward(
+        self,
+        x: Tensor,
+        base,
+        layout: Layout,
+        past: NoPast | Past = NO_PAST,
+        step: int = 0,
+        who: Everyone | Subset = EVERYONE,
+    ) -> Tensor | None:
+        """The mixed neighbourhood of those who are still running; what the others add to the
+        past of step `step` is kept all the same.
+        """
         if self.conv is not None:
             taps = self.conv.taps(x, layout, past, f"conv{step}")
-            if self.attention is None and not who.empty: x, taps = who.take(x), who.take(taps)
-            if self.attention is not None or not who.empty: x = x + self.conv.gated(x, taps)
-        elif self.attention is None and not who.empty: x = who.take(x)
+            if self.attention is None and not who.empty:
+                x, taps = who.take(x), who.take(taps)
+            if self.attention is not None or not who.empty:
+                x = x + self.conv.gated(x, taps)
+        elif self.attention is None and not who.empty:
+            x = who.take(x)
         memory = None if self.attention is None else past.extend(f"attention{step}", x)
-        if who.empty: return None
+        if who.empty:
+            return None
         if memory is not None:
             keys, x = self.attention.memory(who.rows_of(memory), layout), who.take(x)
             x = x + self.attention(x, keys, who.layout(layout))
-        if base is not None: x = x + self.attention_base(x, who.rows_of(base), who.layout(layout))
+        if base is not None:
+            x = x + self.attention_base(x, who.rows_of(base), who.layout(layout))
         return x

@@ -6,7 +6,7 @@
 __all__ = ['attention', 'softmax', 'attention_weights', 'RMSNorm', 'Rotary', 'MLAAttention', 'GQAAttention']
 
 # %% ../../nbs/model/mla.ipynb #cell-03
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,67 +24,145 @@ from .sizes import absorbing_pays
 
 # %% ../../nbs/model/mla.ipynb #cell-06
 def attention(
-    q: Tensor,              # [B,H,S,dq]
-    k: Tensor,              # [B,G,T,dq]
-    v: Tensor,              # [B,G,T,dv]
+    q: Tensor,  # [B,H,S,dq]
+    k: Tensor,  # [B,G,T,dq]
+    v: Tensor,  # [B,G,T,dv]
     layout: Layout,
     scale: float,
     dropout: float = 0.0,
     backend: str = "sdpa",
-    module: nn.Module | None = None,    # whose attention it is; for flash attention
-) -> Tensor:                            # [B,H,S,dv]
-    "Causal softmax attention within reach."
-    if backend == "eager": return F.dropout(attention_weights(q, k, layout, scale), dropout) @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    module: nn.Module | None = None,  # whose attention it is; for flash attention
+) -> Tensor:  # [B,H,S,dv]
+    """Causal softmax attention within reach."""
+    if backend == "eager":
+        return F.dropout(attention_weights(q, k, layout, scale), dropout) @ v.repeat_interleave(
+            q.shape[1] // v.shape[1], 1
+        )
     if backend != "sdpa" and q.shape[2] == layout.length:
-        if module is not None: module.config.attn_implementation = backend          # flash attention asks the module which one it is
-        return ALL_ATTENTION_FUNCTIONS[backend](module, q, k, v, None, dropout=dropout, scaling=scale, is_causal=True, **layout.segments())[0].transpose(1, 2)
+        # flash attention asks the module which one it is
+        if module is not None:
+            module.config.attn_implementation = backend
+        return ALL_ATTENTION_FUNCTIONS[backend](
+            module,
+            q,
+            k,
+            v,
+            None,
+            dropout=dropout,
+            scaling=scale,
+            is_causal=True,
+            **layout.segments(),
+        )[0].transpose(1, 2)
     padded = F.pad(v, (0, max(0, q.shape[-1] - v.shape[-1])))
-    out = F.scaled_dot_product_attention(q, k, padded, attn_mask=layout.mask, is_causal=layout.causal and q.shape[2] > 1, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out[..., :v.shape[-1]]
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        padded,
+        attn_mask=layout.mask,
+        is_causal=layout.causal and q.shape[2] > 1,
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[..., : v.shape[-1]]
 
 # %% ../../nbs/model/mla.ipynb #cell-07
 def softmax(scores: Tensor, layout: Layout) -> Tensor:
-    "Softmax of scores [B,H,S,T] over the keys within reach, in float32 or better."
+    """Softmax of scores [B,H,S,T] over the keys within reach, in float32 or better."""
     mask = layout.mask
-    if mask is None and layout.causal and scores.shape[2] > 1: mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None: scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    if mask is None and layout.causal and scores.shape[2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(
+        scores.dtype
+    )
 
 
 def attention_weights(q: Tensor, k: Tensor, layout: Layout, scale: float) -> Tensor:
-    "The weights [B,H,S,T] of `attention`, for looking at them."
-    return softmax(q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2) * scale, layout)
+    """The weights [B,H,S,T] of `attention`, for looking at them."""
+    return softmax(
+        q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2) * scale, layout
+    )
 
 # %% ../../nbs/model/mla.ipynb #cell-11
 class RMSNorm(nn.RMSNorm):
-    "Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."
-    def __init__(self, dim: int, eps: float = 1e-6): super().__init__(dim, eps=eps)
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."""
 
-    def forward(self, x: Tensor) -> Tensor: return self.weight * F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype)
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype)
 
 
 class Rotary:
-    "The rotary part of an attention layer: which frequencies, which layout of the pairs."
+    """The rotary part of an attention layer: which frequencies, which layout of the pairs."""
+
     def set_rotary(self, config: MLAConfig, dim: int):
-        self.frequencies, self.magnitude = rotary_frequencies(dim, config.rope_theta, config.rope_parameters) if config.rope_frequencies is None else (config.rope_frequencies, config.rope_magnitude)
+        self.frequencies, self.magnitude = (
+            rotary_frequencies(dim, config.rope_theta, config.rope_parameters)
+            if config.rope_frequencies is None
+            else (config.rope_frequencies, config.rope_magnitude)
+        )
 
     def turn(self, x: Tensor, layout: Layout) -> Tensor:
-        "Rotate [B,H,S,dr] by the positions of the layout."
-        make = lambda: rotary_angles(layout.position_ids, torch.tensor(self.frequencies, dtype=torch.float32, device=x.device), self.magnitude)
-        return apply_rotary(x, *layout.once(("rotary", *self.frequencies, self.magnitude), make), interleave=self.config.rope_interleave)
+        """Rotate [B,H,S,dr] by the positions of the layout."""
+
+        def make():
+            return rotary_angles(
+                layout.position_ids,
+                torch.tensor(self.frequencies, dtype=torch.float32, device=x.device),
+                self.magnitude,
+            )
+
+        return apply_rotary(
+            x,
+            *layout.once(("rotary", *self.frequencies, self.magnitude), make),
+            interleave=self.config.rope_interleave,
+        )
 
 # %% ../../nbs/model/mla.ipynb #cell-12
 class MLAAttention(nn.Module, Rotary):
-    "Multi-head latent attention, with a latent reasoning unit when `lru_config` is given. Raises `ValueError` for a unit of another latent dim."
-    def __init__(self, config: MLAConfig, layer_idx: int = 0, lru_config: LRUConfig | None = None, direct_readout: bool = False, start_as_copy: bool = False):
+    """Multi-head latent attention, with a latent reasoning unit when `lru_config` is given.
+
+    Raises `ValueError` for a unit of another latent dim.
+    """
+
+    def __init__(
+        self,
+        config: MLAConfig,
+        layer_idx: int = 0,
+        lru_config: LRUConfig | None = None,
+        direct_readout: bool = False,
+        start_as_copy: bool = False,
+    ):
         super().__init__()
         self.config, self.layer_idx, b = config, layer_idx, config.attention_bias
-        D, H, G, dn, dr, dv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rope_head_dim, config.v_head_dim
-        dc, rq, norm = config.kv_latent_dim, config.q_latent_dim, RMSNorm if config.latent_norm else nn.Identity
-        if lru_config and lru_config.latent_dim != dc: raise ValueError(f"latent_dim={lru_config.latent_dim} of the unit is not kv_latent_dim={dc}")
-        if rq is None: self.q_proj = nn.Linear(D, H * (dn + dr), bias=b)
+        D, H, G, dn, dr, dv = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rope_head_dim,
+            config.v_head_dim,
+        )
+        dc, rq, norm = (
+            config.kv_latent_dim,
+            config.q_latent_dim,
+            RMSNorm if config.latent_norm else nn.Identity,
+        )
+        if lru_config and lru_config.latent_dim != dc:
+            raise ValueError(
+                f"latent_dim={lru_config.latent_dim} of the unit is not kv_latent_dim={dc}"
+            )
+        if rq is None:
+            self.q_proj = nn.Linear(D, H * (dn + dr), bias=b)
         else:
-            self.q_a_proj, self.q_b_proj = nn.Linear(D, rq, bias=b), nn.Linear(rq, H * (dn + dr), bias=False)
+            self.q_a_proj, self.q_b_proj = (
+                nn.Linear(D, rq, bias=b),
+                nn.Linear(rq, H * (dn + dr), bias=False),
+            )
             self.q_a_layernorm = norm(rq)
         self.kv_a_proj_with_mqa = nn.Linear(D, dc + dr, bias=b)
         self.kv_a_layernorm = norm(dc)
@@ -92,15 +170,20 @@ class MLAAttention(nn.Module, Rotary):
         self.o_proj = nn.Linear(H * dv, D, bias=b)
         self.lru = LatentReasoningUnit(lru_config) if lru_config else None
         self.readout = nn.Linear(dc, D, bias=False) if lru_config and direct_readout else None
-        if lru_config and start_as_copy: self.kv_a_proj_with_mqa.copies, self.readout.copies, self.o_proj.zero = dc, D, True
+        if lru_config and start_as_copy:
+            self.kv_a_proj_with_mqa.copies, self.readout.copies, self.o_proj.zero = dc, D, True
         self.scale = (dn + dr) ** -0.5 * softmax_magnitude(config.rope_parameters)
         self.set_rotary(config, dr)
 
 # %% ../../nbs/model/mla.ipynb #cell-14
 @patch
 def queries(self: MLAAttention, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    "Content [B,H,S,dn] and turned rotary part [B,H,S,dr]."
-    q = self.q_proj(x) if self.config.q_latent_dim is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+    """Content [B,H,S,dn] and turned rotary part [B,H,S,dr]."""
+    q = (
+        self.q_proj(x)
+        if self.config.q_latent_dim is None
+        else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+    )
     q = q.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
     q_n, q_r = q.split([self.config.head_dim, self.config.rope_head_dim], -1)
     return q_n, self.turn(q_r, layout)
@@ -108,60 +191,148 @@ def queries(self: MLAAttention, x: Tensor, layout: Layout) -> tuple[Tensor, Tens
 
 @patch
 def up(self: MLAAttention) -> tuple[Tensor, Tensor]:
-    "The matrices from the latent to content keys, [G,dn,dc], and to values, [G,dv,dc]."
-    return self.kv_b_proj.weight.unflatten(0, (self.config.num_key_value_heads, -1)).split([self.config.head_dim, self.config.v_head_dim], 1)
+    """The matrices from the latent to content keys, [G,dn,dc], and to values, [G,dv,dc]."""
+    return self.kv_b_proj.weight.unflatten(0, (self.config.num_key_value_heads, -1)).split(
+        [self.config.head_dim, self.config.v_head_dim], 1
+    )
 
 
 @patch
 def write(self: MLAAttention, h: Tensor) -> Tensor:
-    "What a latent [...,dc] says to the residual stream [...,D] of its own position."
-    if self.readout is not None: return self.readout(h)
-    return self.o_proj(torch.einsum("...c,gvc->...gv", h, self.up()[1]).repeat_interleave(self.config.num_attention_heads // self.config.num_key_value_heads, -2).flatten(-2))
+    """What a latent [...,dc] says to the residual stream [...,D] of its own position."""
+    if self.readout is not None:
+        return self.readout(h)
+    return self.o_proj(
+        torch.einsum("...c,gvc->...gv", h, self.up()[1])
+        .repeat_interleave(self.config.num_attention_heads // self.config.num_key_value_heads, -2)
+        .flatten(-2)
+    )
 
 
 @patch
-def think(self: MLAAttention, x: Tensor, layout: Layout, past: NoPast | Past, residual: Tensor | None, head: Callable | None, unit: dict) -> tuple[Tensor, Tensor, LRUOutput | None]:
-    "The refined latent c' [B,S,dc], the turned rotary key [B,1,S,dr], and what the unit did."
-    c, k_r = self.kv_a_proj_with_mqa(x).split([self.config.kv_latent_dim, self.config.rope_head_dim], -1)
+def think(
+    self: MLAAttention,
+    x: Tensor,
+    layout: Layout,
+    past: NoPast | Past,
+    residual: Tensor | None,
+    head: Callable | None,
+    unit: dict,
+) -> tuple[Tensor, Tensor, LRUOutput | None]:
+    """The refined latent c' [B,S,dc], the turned rotary key [B,1,S,dr], and what the unit did."""
+    c, k_r = self.kv_a_proj_with_mqa(x).split(
+        [self.config.kv_latent_dim, self.config.rope_head_dim], -1
+    )
     c, out = self.kv_a_layernorm(c), None
-    if self.lru is not None: c, out = self.lru(c, layout, past, residual=residual, readout=None if head is None else lambda h, r: head(r + self.write(h)), **unit)
+    if self.lru is not None:
+        c, out = self.lru(
+            c,
+            layout,
+            past,
+            residual=residual,
+            readout=None if head is None else lambda h, r: head(r + self.write(h)),
+            **unit,
+        )
     return c, self.turn(k_r[:, None], layout), out
 
 # %% ../../nbs/model/mla.ipynb #cell-16
 @patch
-def expand_kv(self: MLAAttention, q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, layout: Layout, backend: str, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
-    "Attention output [B,H,S,dv] and weights, with keys and values of all heads; c [B,1,T,dc], k_r [B,1,T,dr]."
-    k_n, v = self.kv_b_proj(c[:, 0]).unflatten(-1, (self.config.num_key_value_heads, -1)).transpose(1, 2).split([self.config.head_dim, self.config.v_head_dim], -1)
+def expand_kv(
+    self: MLAAttention,
+    q_n: Tensor,
+    q_r: Tensor,
+    c: Tensor,
+    k_r: Tensor,
+    layout: Layout,
+    backend: str,
+    output_attentions: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention output [B,H,S,dv] and weights, with keys and values of all heads; c [B,1,T,dc],
+    k_r [B,1,T,dr].
+    """
+    k_n, v = (
+        self.kv_b_proj(c[:, 0])
+        .unflatten(-1, (self.config.num_key_value_heads, -1))
+        .transpose(1, 2)
+        .split([self.config.head_dim, self.config.v_head_dim], -1)
+    )
     q, k = torch.cat([q_n, q_r], -1), torch.cat([k_n, k_r.expand(-1, k_n.shape[1], -1, -1)], -1)
-    o = attention(q, k, v, layout, self.scale, self.config.attention_dropout if self.training else 0.0, backend, self)
+    o = attention(
+        q,
+        k,
+        v,
+        layout,
+        self.scale,
+        self.config.attention_dropout if self.training else 0.0,
+        backend,
+        self,
+    )
     return o, attention_weights(q, k, layout, self.scale) if output_attentions else None
 
 
 @patch
-def absorb(self: MLAAttention, q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, layout: Layout, backend: str, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
-    "The same from the latents alone."
+def absorb(
+    self: MLAAttention,
+    q_n: Tensor,
+    q_r: Tensor,
+    c: Tensor,
+    k_r: Tensor,
+    layout: Layout,
+    backend: str,
+    output_attentions: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The same from the latents alone."""
     (B, H, S, _), (W_k, W_v) = q_n.shape, self.up()
-    by_group, by_head = lambda y: y.reshape(B, len(W_k), -1, y.shape[-1]), lambda y: y.reshape(B, H * S, -1)       # [B,G,H/G*S,·], [B,H*S,·]
-    scores = by_head(by_group(q_n) @ W_k) @ c[:, 0].transpose(1, 2) + by_head(q_r) @ k_r[:, 0].transpose(1, 2)
+    # [B,G,H/G*S,·], [B,H*S,·]
+    by_group, by_head = (
+        lambda y: y.reshape(B, len(W_k), -1, y.shape[-1]),
+        lambda y: y.reshape(B, H * S, -1),
+    )
+    scores = by_head(by_group(q_n) @ W_k) @ c[:, 0].transpose(1, 2) + by_head(q_r) @ k_r[
+        :, 0
+    ].transpose(1, 2)
     weights = softmax((scores * self.scale).reshape(B, H, S, -1), layout)
-    o = by_group(by_head(F.dropout(weights, self.config.attention_dropout, self.training)) @ c[:, 0]) @ W_v.transpose(1, 2)
+    o = by_group(
+        by_head(F.dropout(weights, self.config.attention_dropout, self.training)) @ c[:, 0]
+    ) @ W_v.transpose(1, 2)
     return o.reshape(B, H, S, -1), weights if output_attentions else None
 
 
 @patch
 def absorbs(self: MLAAttention, S: int, T: int) -> bool:
-    "Whether the absorbed path takes fewer multiplications for S queries and T keys."
+    """Whether the absorbed path takes fewer multiplications for S queries and T keys."""
     return absorbing_pays(self.config, S, T)
 
 # %% ../../nbs/model/mla.ipynb #cell-17
 @patch
-def compute(self: MLAAttention, x: Tensor, layout: Layout, cache: Cache | None = None, slot: int = 0, residual=None, head=None, backend: str | None = None, path: str | None = None, output_attentions=False, **unit):
-    "Output [B,S,D], attention weights or None, and the unit's `LRUOutput` or None. `path`: None, 'expand' or 'absorb'; `unit`: what the unit's `forward` can be told."
+def compute(
+    self: MLAAttention,
+    x: Tensor,
+    layout: Layout,
+    cache: Cache | None = None,
+    slot: int = 0,
+    residual=None,
+    head=None,
+    backend: str | None = None,
+    path: str | None = None,
+    output_attentions=False,
+    **unit,
+):
+    """Output [B,S,D], attention weights or None, and the unit's `LRUOutput` or None.
+
+    `path`: None, 'expand' or 'absorb'; `unit`: what the unit's `forward` can be told.
+    """
     q_n, q_r = self.queries(x, layout)
-    own, k_r, lru_output = self.think(x, layout, NO_PAST if cache is None else cache.layers[slot], residual, head, unit)
+    own, k_r, lru_output = self.think(
+        x, layout, NO_PAST if cache is None else cache.layers[slot], residual, head, unit
+    )
     c, k_r = (own[:, None], k_r) if cache is None else cache.update(own[:, None], k_r, slot)
-    absorb = path == "absorb" if path else cache is not None and self.absorbs(x.shape[1], layout.length)
-    o, weights = (self.absorb if absorb else self.expand_kv)(q_n, q_r, c, k_r, layout, backend or self.config.attn_implementation, output_attentions)
+    absorb = (
+        path == "absorb" if path else cache is not None and self.absorbs(x.shape[1], layout.length)
+    )
+    o, weights = (self.absorb if absorb else self.expand_kv)(
+        q_n, q_r, c, k_r, layout, backend or self.config.attn_implementation, output_attentions
+    )
     o = self.o_proj(o.transpose(1, 2).flatten(-2))
     return o if self.readout is None else o + self.readout(own), weights, lru_output
 
@@ -169,40 +340,97 @@ def compute(self: MLAAttention, x: Tensor, layout: Layout, cache: Cache | None =
 @patch
 def forward(
     self: MLAAttention,
-    hidden_states: Tensor,                      # [B,S,D]
-    position_ids: Tensor | None = None,         # [B,S] or [1,S], default 0..S-1 and on from there
-    attention_mask: Tensor | None = None,       # [B,T], 1 for tokens
-    past_kv: Cache | None = None,               # of transformers, made empty
+    hidden_states: Tensor,  # [B,S,D]
+    position_ids: Tensor | None = None,  # [B,S] or [1,S], default 0..S-1 and on from there
+    attention_mask: Tensor | None = None,  # [B,T], 1 for tokens
+    past_kv: Cache | None = None,  # of transformers, made empty
     output_attentions: bool = False,
-    **kwargs,                                   # of `compute`
+    **kwargs,  # of `compute`
 ) -> tuple[Tensor, Tensor | None, Cache | None]:
-    "Output [B,S,D], attention weights [B,H,S,T] when asked for, and the cache that was given, now longer by S."
+    """Output [B,S,D], attention weights [B,H,S,T] when asked for, and the cache that was given,
+    now longer by S.
+    """
     past = capacity = None
     if past_kv is not None:
         furnish(past_kv, len(past_kv.layers) if past_kv.get_seq_length() else self.layer_idx + 1)
-        past, capacity = int(past_kv.get_seq_length(self.layer_idx)), past_kv.get_max_length(self.layer_idx)
-    layout = lay_out(hidden_states.shape[:2], hidden_states.device, attention_mask, position_ids, past=past or 0, capacity=capacity if capacity != -1 else None)
-    output, weights, _ = self.compute(hidden_states, layout, past_kv, self.layer_idx, output_attentions=output_attentions, **kwargs)
+        past, capacity = (
+            int(past_kv.get_seq_length(self.layer_idx)),
+            past_kv.get_max_length(self.layer_idx),
+        )
+    layout = lay_out(
+        hidden_states.shape[:2],
+        hidden_states.device,
+        attention_mask,
+        position_ids,
+        past=past or 0,
+        capacity=capacity if capacity != -1 else None,
+    )
+    output, weights, _ = self.compute(
+        hidden_states,
+        layout,
+        past_kv,
+        self.layer_idx,
+        output_attentions=output_attentions,
+        **kwargs,
+    )
     return output, weights, past_kv
 
 # %% ../../nbs/model/mla.ipynb #cell-28
 class GQAAttention(nn.Module, Rotary):
-    "Grouped-query attention (Ainslie et al. 2023), with the interface of `MLAAttention`."
+    """Grouped-query attention (Ainslie et al. 2023), with the interface of `MLAAttention`."""
+
     def __init__(self, config: MLAConfig, layer_idx: int = 0):
         super().__init__()
         self.config, self.layer_idx, b = config, layer_idx, config.attention_bias
-        D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(D, H * d, bias=b), nn.Linear(D, G * d, bias=b), nn.Linear(D, G * d, bias=b)
+        D, H, G, d = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(D, H * d, bias=b),
+            nn.Linear(D, G * d, bias=b),
+            nn.Linear(D, G * d, bias=b),
+        )
         self.o_proj = nn.Linear(H * d, D, bias=b)
         self.set_rotary(config, d)
 
-    def compute(self, x: Tensor, layout: Layout, cache: Cache | None = None, slot: int = 0, residual=None, head=None, backend: str | None = None, output_attentions=False, **unit):
-        q, k, v = (proj(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def compute(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Cache | None = None,
+        slot: int = 0,
+        residual=None,
+        head=None,
+        backend: str | None = None,
+        output_attentions=False,
+        **unit,
+    ):
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = self.turn(q, layout), self.turn(k, layout)
-        if cache is not None: k, v = cache.update(k, v, slot)
-        scale = self.config.head_dim ** -0.5
-        o = attention(q, k, v, layout, scale, self.config.attention_dropout if self.training else 0.0, backend or self.config.attn_implementation, self)
-        return self.o_proj(o.transpose(1, 2).flatten(-2)), attention_weights(q, k, layout, scale) if output_attentions else None, None
+        if cache is not None:
+            k, v = cache.update(k, v, slot)
+        scale = self.config.head_dim**-0.5
+        o = attention(
+            q,
+            k,
+            v,
+            layout,
+            scale,
+            self.config.attention_dropout if self.training else 0.0,
+            backend or self.config.attn_implementation,
+            self,
+        )
+        return (
+            self.o_proj(o.transpose(1, 2).flatten(-2)),
+            attention_weights(q, k, layout, scale) if output_attentions else None,
+            None,
+        )
 
 
 GQAAttention.forward = MLAAttention.forward

@@ -14,198 +14,358 @@ from typing import Any
 
 # %% ../../nbs/model/parts.ipynb #cell-06
 def check(condition: bool, key: str, value: Any, expected: str):
-    "Raise `ValueError` unless `condition` holds: what is wrong with `key`."
-    if not condition: raise ValueError(f"{key}={value!r}: {expected}")
+    """Raise `ValueError` unless `condition` holds: what is wrong with `key`."""
+    if not condition:
+        raise ValueError(f"{key}={value!r}: {expected}")
 
 
 def check_positive(config: Any, *keys: str):
-    "Raise `ValueError` unless every one of `keys` is a whole number of at least 1."
-    for key in keys: check(isinstance(n := getattr(config, key), int) and not isinstance(n, bool) and n >= 1, key, n, "must be a whole number of at least 1")
+    """Raise `ValueError` unless every one of `keys` is a whole number of at least 1."""
+    for key in keys:
+        check(
+            isinstance(n := getattr(config, key), int) and not isinstance(n, bool) and n >= 1,
+            key,
+            n,
+            "must be a whole number of at least 1",
+        )
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]):
-    "Raise `ValueError` unless `value` is one of `choices`; the message names the nearest."
+    """Raise `ValueError` unless `value` is one of `choices`; the message names the nearest."""
     near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.5)
-    check(value in choices, key, value, f"must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+    check(
+        value in choices,
+        key,
+        value,
+        f"must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""),
+    )
 
 # %% ../../nbs/model/parts.ipynb #cell-10
 CELLS, UPDATES = ("gru", "mlp", "block"), ("gru", "residual", "sum")
-MIXINGS = "conv", "attention", "attention_base"                  # and "none"
+MIXINGS = "conv", "attention", "attention_base"  # and "none"
 HALTINGS = "fixed", "act", "ponder", "confidence", "convergence"
 CONFIDENCES = "margin", "entropy"
 
 
 @dataclass(kw_only=True)
 class HaltingConfig:
-    "When a position stops to iterate; the rules are explained in halting.ipynb."
-    max_iterations: int = 8                  # N
-    halting: str = "act"                     # the rule
-    halt_threshold: float = 0.99             # a position halts when its halting probabilities sum to this, or when its confidence reaches it
-    halt_bias: float = -3.0                  # start by iterating
-    global_halt: bool = True                 # halting also looks at the mean of the states so far
-    ponder_prior: float = 0.2                # of "ponder": chance to stop at a step; 1/prior steps are expected
-    confidence: str = "margin"               # of "confidence" and "convergence": how it is measured
-    convergence_tolerance: float = 0.05      # of "convergence": largest relative change of the state
+    """When a position stops to iterate; the rules are explained in halting.ipynb."""
+
+    max_iterations: int = 8  # N
+    halting: str = "act"  # the rule
+    # a position halts when its halting probabilities sum to this, or when its confidence reaches it
+    halt_threshold: float = 0.99
+    halt_bias: float = -3.0  # start by iterating
+    global_halt: bool = True  # halting also looks at the mean of the states so far
+    ponder_prior: float = 0.2  # of "ponder": chance to stop at a step; 1/prior steps are expected
+    confidence: str = "margin"  # of "confidence" and "convergence": how it is measured
+    convergence_tolerance: float = 0.05  # of "convergence": largest relative change of the state
 
     @property
     def remembers_sums(self) -> bool:
-        "Whether the cache holds the sums of the states, for the mean that halting looks at."
+        """Whether the cache holds the sums of the states, for the mean that halting looks at."""
         return self.global_halt and self.halting in ("act", "ponder")
 
 # %% ../../nbs/model/parts.ipynb #cell-13
 @dataclass
 class LRUConfig(HaltingConfig):
-    "The latent reasoning unit: a gated recurrence over the KV latent. Raises `ValueError` for sizes that cannot be."
-    latent_dim: int                          # dc
-    cell: str = "gru"                        # what proposes the next state
-    update: str = "gru"                      # "gru": (1-z) h + z n; "residual": h + z n; "sum", of cell "block": the blocks applied to h + c
-    update_gate_bias: float = -2.0           # start close to the identity
-    mixing: tuple[str, ...] = ("conv",)      # how positions see each other; "none" or ()
+    """The latent reasoning unit: a gated recurrence over the KV latent.
+
+    Raises `ValueError` for sizes that cannot be.
+    """
+
+    latent_dim: int  # dc
+    cell: str = "gru"  # what proposes the next state
+    # "gru": (1-z) h + z n; "residual": h + z n; "sum", of cell "block": the blocks applied to h + c
+    update: str = "gru"
+    update_gate_bias: float = -2.0  # start close to the identity
+    mixing: tuple[str, ...] = ("conv",)  # how positions see each other; "none" or ()
     conv_kernel_size: int = 4
-    num_heads: int = 4                       # of the latent attention
-    intermediate_size: int | None = None     # of the gated MLPs of cells "mlp" and "block"; default 2 dc
-    sub_blocks: int = 2                      # of cell "block"
-    state_scale: float = 1.0                 # the latent enters the unit multiplied by this
-    checkpoint_iterations: bool = False      # keep only the states for the backward pass, compute the rest again
+    num_heads: int = 4  # of the latent attention
+    # of the gated MLPs of cells "mlp" and "block"; default 2 dc
+    intermediate_size: int | None = None
+    sub_blocks: int = 2  # of cell "block"
+    state_scale: float = 1.0  # the latent enters the unit multiplied by this
+    # keep only the states for the backward pass, compute the rest again
+    checkpoint_iterations: bool = False
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     initializer_range: float = 0.02
 
-    def __post_init__(self): validate_lru(self)
+    def __post_init__(self):
+        validate_lru(self)
 
 # %% ../../nbs/model/parts.ipynb #cell-14
 def validate_lru(config: LRUConfig):
-    "Raises `ValueError` with the key, its value and what it must be."
+    """Raises `ValueError` with the key, its value and what it must be."""
     mixing = (config.mixing,) if isinstance(config.mixing, str) else config.mixing
     config.mixing = tuple(m for m in mixing if m != "none")
-    if config.intermediate_size is None: config.intermediate_size = 2 * config.latent_dim
-    check_positive(config, "latent_dim", "max_iterations", "conv_kernel_size", "num_heads", "intermediate_size", "sub_blocks")
+    if config.intermediate_size is None:
+        config.intermediate_size = 2 * config.latent_dim
+    check_positive(
+        config,
+        "latent_dim",
+        "max_iterations",
+        "conv_kernel_size",
+        "num_heads",
+        "intermediate_size",
+        "sub_blocks",
+    )
     check_choice("halting", config.halting, HALTINGS)
     check_choice("cell", config.cell, CELLS)
     check_choice("update", config.update, UPDATES)
     check_choice("confidence", config.confidence, CONFIDENCES)
-    for m in config.mixing: check_choice("mixing", m, (*MIXINGS, "none"))
+    for m in config.mixing:
+        check_choice("mixing", m, (*MIXINGS, "none"))
     check(len(set(config.mixing)) == len(config.mixing), "mixing", config.mixing, "names one twice")
-    check(config.update != "sum" or (config.cell == "block" and not config.mixing), "update", config.update, "takes cell 'block' and mixing 'none': its blocks see other positions by themselves")
+    check(
+        config.update != "sum" or (config.cell == "block" and not config.mixing),
+        "update",
+        config.update,
+        "takes cell 'block' and mixing 'none': its blocks see other positions by themselves",
+    )
     check(config.state_scale > 0, "state_scale", config.state_scale, "must be positive")
-    check(0 < config.halt_threshold <= 1, "halt_threshold", config.halt_threshold, "must lie in (0, 1]")
+    check(
+        0 < config.halt_threshold <= 1,
+        "halt_threshold",
+        config.halt_threshold,
+        "must lie in (0, 1]",
+    )
     check(0 < config.ponder_prior < 1, "ponder_prior", config.ponder_prior, "must lie in (0, 1)")
-    check(config.convergence_tolerance > 0, "convergence_tolerance", config.convergence_tolerance, "must be positive")
+    check(
+        config.convergence_tolerance > 0,
+        "convergence_tolerance",
+        config.convergence_tolerance,
+        "must be positive",
+    )
     if config.cell == "block" or "attention" in config.mixing or "attention_base" in config.mixing:
-        check(config.latent_dim % (2 * config.num_heads) == 0, "num_heads", config.num_heads, f"latent_dim={config.latent_dim} must be divisible by 2 * num_heads")
+        check(
+            config.latent_dim % (2 * config.num_heads) == 0,
+            "num_heads",
+            config.num_heads,
+            f"latent_dim={config.latent_dim} must be divisible by 2 * num_heads",
+        )
 
 # %% ../../nbs/model/parts.ipynb #cell-21
 ATTENTIONS = ("mla", "gqa")
-ROPE_TYPES = {"default": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"), "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(kw_only=True)
 class RopeConfig:
-    "Rotary positions."
+    """Rotary positions."""
+
     rope_head_dim: int = 64
     rope_theta: float = 10_000.0
-    rope_interleave: bool = True              # pairs (0,1), (2,3), ...; False: (i, i + dr/2)
-    rope_parameters: dict[str, Any] | None = None    # to stretch the positions: rope_type "linear", "yarn" or "llama3" with its keys, as in transformers
-    rope_frequencies: list[float] | None = None      # one for each rotary pair, instead of powers of rope_theta
-    rope_magnitude: float = 1.0               # of what is turned, with rope_frequencies
+    rope_interleave: bool = True  # pairs (0,1), (2,3), ...; False: (i, i + dr/2)
+    # to stretch the positions: rope_type "linear", "yarn" or "llama3" with its keys, as in
+    # transformers
+    rope_parameters: dict[str, Any] | None = None
+    # one for each rotary pair, instead of powers of rope_theta
+    rope_frequencies: list[float] | None = None
+    rope_magnitude: float = 1.0  # of what is turned, with rope_frequencies
 
 # %% ../../nbs/model/parts.ipynb #cell-22
 @dataclass
 class MLAConfig(RopeConfig):
-    "Multi-head latent attention (DeepSeek-V2, section 2.1), or grouped-query attention. Raises `ValueError`."
+    """Multi-head latent attention (DeepSeek-V2, section 2.1), or grouped-query attention.
+
+    Raises `ValueError`.
+    """
+
     hidden_size: int
     num_attention_heads: int
-    num_key_value_heads: int | None = None    # default: as many as attention heads
-    head_dim: int | None = None               # default: hidden_size / num_attention_heads
-    v_head_dim: int | None = None             # default: head_dim
+    num_key_value_heads: int | None = None  # default: as many as attention heads
+    head_dim: int | None = None  # default: hidden_size / num_attention_heads
+    v_head_dim: int | None = None  # default: head_dim
     attention: str = "mla"
     kv_latent_dim: int = 512
     q_latent_dim: int | None = None
-    attention_bias: bool = False              # in the projections of the input and of the output
-    latent_norm: bool = True                  # of the latents, as in DeepSeek; False: a plain low-rank factorisation
+    attention_bias: bool = False  # in the projections of the input and of the output
+    # of the latents, as in DeepSeek; False: a plain low-rank factorisation
+    latent_norm: bool = True
     attention_dropout: float = 0.0
-    attn_implementation: str = "sdpa"         # or "eager", "flash_attention_2"
+    attn_implementation: str = "sdpa"  # or "eager", "flash_attention_2"
 
-    def __post_init__(self): validate_mla(self)
+    def __post_init__(self):
+        validate_mla(self)
 
     @property
-    def _attn_implementation(self) -> str: return self.attn_implementation     # the name under which transformers' flash attention looks for it
+    # the name under which transformers' flash attention looks for it
+    def _attn_implementation(self) -> str:
+        return self.attn_implementation
 
 # %% ../../nbs/model/parts.ipynb #cell-23
 def validate_mla(config: MLAConfig):
-    "Raises `ValueError` with the key, its value and what it must be."
-    if config.num_key_value_heads is None: config.num_key_value_heads = config.num_attention_heads
-    check_positive(config, "hidden_size", "num_attention_heads", "num_key_value_heads", "kv_latent_dim", "rope_head_dim")
+    """Raises `ValueError` with the key, its value and what it must be."""
+    if config.num_key_value_heads is None:
+        config.num_key_value_heads = config.num_attention_heads
+    check_positive(
+        config,
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "kv_latent_dim",
+        "rope_head_dim",
+    )
     if config.head_dim is None:
-        check(config.hidden_size % config.num_attention_heads == 0, "hidden_size", config.hidden_size, f"must be divisible by num_attention_heads={config.num_attention_heads}")
+        check(
+            config.hidden_size % config.num_attention_heads == 0,
+            "hidden_size",
+            config.hidden_size,
+            f"must be divisible by num_attention_heads={config.num_attention_heads}",
+        )
         config.head_dim = config.hidden_size // config.num_attention_heads
-    if config.v_head_dim is None: config.v_head_dim = config.head_dim
-    check_positive(config, "head_dim", "v_head_dim", *(["q_latent_dim"] if config.q_latent_dim is not None else []))
-    check(config.num_attention_heads % config.num_key_value_heads == 0, "num_key_value_heads", config.num_key_value_heads, f"must divide num_attention_heads={config.num_attention_heads}")
+    if config.v_head_dim is None:
+        config.v_head_dim = config.head_dim
+    check_positive(
+        config,
+        "head_dim",
+        "v_head_dim",
+        *(["q_latent_dim"] if config.q_latent_dim is not None else []),
+    )
+    check(
+        config.num_attention_heads % config.num_key_value_heads == 0,
+        "num_key_value_heads",
+        config.num_key_value_heads,
+        f"must divide num_attention_heads={config.num_attention_heads}",
+    )
     check_choice("attention", config.attention, ATTENTIONS)
     check(config.rope_head_dim % 2 == 0, "rope_head_dim", config.rope_head_dim, "must be even")
-    check(config.attention == "mla" or config.head_dim % 2 == 0, "head_dim", config.head_dim, "must be even")
-    check(config.attention == "mla" or config.v_head_dim == config.head_dim, "v_head_dim", config.v_head_dim, f"must be head_dim={config.head_dim} in grouped-query attention")
+    check(
+        config.attention == "mla" or config.head_dim % 2 == 0,
+        "head_dim",
+        config.head_dim,
+        "must be even",
+    )
+    check(
+        config.attention == "mla" or config.v_head_dim == config.head_dim,
+        "v_head_dim",
+        config.v_head_dim,
+        f"must be head_dim={config.head_dim} in grouped-query attention",
+    )
     validate_rope(config)
-    check(0 <= config.attention_dropout < 1, "attention_dropout", config.attention_dropout, "must lie in [0, 1)")
+    check(
+        0 <= config.attention_dropout < 1,
+        "attention_dropout",
+        config.attention_dropout,
+        "must lie in [0, 1)",
+    )
 
 # %% ../../nbs/model/parts.ipynb #cell-24
 def validate_rope(config: MLAConfig):
-    "Raises `ValueError` for rotary parameters that cannot be."
-    p, pairs = config.rope_parameters or {}, (config.rope_head_dim if config.attention == "mla" else config.head_dim) // 2
+    """Raises `ValueError` for rotary parameters that cannot be."""
+    p, pairs = (
+        config.rope_parameters or {},
+        (config.rope_head_dim if config.attention == "mla" else config.head_dim) // 2,
+    )
     kind = p.get("rope_type", "default")
     check_choice("rope_parameters.rope_type", kind, tuple(ROPE_TYPES))
-    for key in ROPE_TYPES[kind]: check(key in p, "rope_parameters", p, f"{kind} needs {key}")
+    for key in ROPE_TYPES[kind]:
+        check(key in p, "rope_parameters", p, f"{kind} needs {key}")
     frequencies = config.rope_frequencies
-    check(frequencies is None or len(frequencies) == pairs, "rope_frequencies", frequencies, f"must be one number for each of the {pairs} rotary pairs")
+    check(
+        frequencies is None or len(frequencies) == pairs,
+        "rope_frequencies",
+        frequencies,
+        f"must be one number for each of the {pairs} rotary pairs",
+    )
 
 # %% ../../nbs/model/parts.ipynb #cell-31
 class Sized:
-    "What is asked of the keys of a model: the configurations of its parts."
+    """What is asked of the keys of a model: the configurations of its parts."""
+
     def mla(self) -> MLAConfig:
-        "The configuration of one attention layer."
+        """The configuration of one attention layer."""
         own = {f.name: getattr(self, f.name) for f in fields(MLAConfig) if hasattr(self, f.name)}
-        if (self.rope_parameters or {}).get("rope_type", "default") == "default": own["rope_parameters"] = None
+        if (self.rope_parameters or {}).get("rope_type", "default") == "default":
+            own["rope_parameters"] = None
         return MLAConfig(**own)
 
     def lru(self) -> LRUConfig:
-        "The configuration of the latent reasoning unit."
-        own = {f.name: getattr(self, f"lru_{f.name}") for f in fields(LRUConfig) if hasattr(self, f"lru_{f.name}")}
-        try: return LRUConfig(self.kv_latent_dim, rope_theta=self.rope_theta, initializer_range=self.initializer_range, **own)
-        except ValueError as e: raise ValueError(f"lru_{e}") from None
+        """The configuration of the latent reasoning unit."""
+        own = {
+            f.name: getattr(self, f"lru_{f.name}")
+            for f in fields(LRUConfig)
+            if hasattr(self, f"lru_{f.name}")
+        }
+        try:
+            return LRUConfig(
+                self.kv_latent_dim,
+                rope_theta=self.rope_theta,
+                initializer_range=self.initializer_range,
+                **own,
+            )
+        except ValueError as e:
+            raise ValueError(f"lru_{e}") from None
 
     def has_lru(self, layer: int) -> bool:
-        "Whether layer number `layer` has a latent reasoning unit."
+        """Whether layer number `layer` has a latent reasoning unit."""
         return self.use_lru and (self.lru_layers is None or layer in self.lru_layers)
 
 
 def validate_model(config: Sized):
-    "Raises `ValueError` with the key, its value and what it must be."
-    if config.intermediate_size is None: config.intermediate_size = -(-8 * config.hidden_size // 24) * 8
-    check_positive(config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_loops")
+    """Raises `ValueError` with the key, its value and what it must be."""
+    if config.intermediate_size is None:
+        config.intermediate_size = -(-8 * config.hidden_size // 24) * 8
+    check_positive(
+        config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_loops"
+    )
     config.mla(), config.lru()
-    check(config.attention == "mla" or not config.use_lru, "use_lru", config.use_lru, "the unit refines the latent of attention='mla'")
-    check(config.lru_direct_readout or not config.lru_start_as_copy, "lru_start_as_copy", config.lru_start_as_copy, "needs lru_direct_readout, since the attention of such a layer starts silent")
-    for i in config.lru_layers or []: check(0 <= i < config.num_hidden_layers, "lru_layers", config.lru_layers, f"layers are 0 to {config.num_hidden_layers - 1}")
+    check(
+        config.attention == "mla" or not config.use_lru,
+        "use_lru",
+        config.use_lru,
+        "the unit refines the latent of attention='mla'",
+    )
+    check(
+        config.lru_direct_readout or not config.lru_start_as_copy,
+        "lru_start_as_copy",
+        config.lru_start_as_copy,
+        "needs lru_direct_readout, since the attention of such a layer starts silent",
+    )
+    for i in config.lru_layers or []:
+        check(
+            0 <= i < config.num_hidden_layers,
+            "lru_layers",
+            config.lru_layers,
+            f"layers are 0 to {config.num_hidden_layers - 1}",
+        )
 
 # %% ../../nbs/model/parts.ipynb #f0b0496d
 @dataclass(kw_only=True, eq=False, repr=False)
 class BackboneSizes:
-    "Sizes of a decoder: what every model of the study has."
+    """Sizes of a decoder: what every model of the study has."""
+
     vocab_size: int = 32_000
     hidden_size: int = 2048
-    intermediate_size: int | None = None      # of the gated MLP; default 8/3 of hidden_size, rounded up to a multiple of 8
+    # of the gated MLP; default 8/3 of hidden_size, rounded up to a multiple of 8
+    intermediate_size: int | None = None
     num_hidden_layers: int = 24
-    num_loops: int = 1                        # passes through the whole stack, the embedding added again before each
-    num_attention_heads: int = 16; num_key_value_heads: int | None = None
-    head_dim: int | None = None; v_head_dim: int | None = None
+    num_loops: int = 1  # passes through the whole stack, the embedding added again before each
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    v_head_dim: int | None = None
     attention: str = "mla"
-    kv_latent_dim: int = 512; q_latent_dim: int | None = None
+    kv_latent_dim: int = 512
+    q_latent_dim: int | None = None
     latent_norm: bool = True
-    rope_head_dim: int = 64; rope_theta: float | int = 10_000.0; rope_interleave: bool = True
-    rope_parameters: dict | None = None; rope_frequencies: list[float] | None = None; rope_magnitude: float | int = 1.0
-    max_position_embeddings: int = 4096       # the length that the model is meant for; nothing depends on it
-    attention_bias: bool = False; attention_dropout: float | int = 0.0
+    rope_head_dim: int = 64
+    rope_theta: float | int = 10_000.0
+    rope_interleave: bool = True
+    rope_parameters: dict | None = None
+    rope_frequencies: list[float] | None = None
+    rope_magnitude: float | int = 1.0
+    # the length that the model is meant for; nothing depends on it
+    max_position_embeddings: int = 4096
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
@@ -213,20 +373,36 @@ class BackboneSizes:
 # %% ../../nbs/model/parts.ipynb #fb4c21cc
 @dataclass(kw_only=True, eq=False, repr=False)
 class ModelSizes(Sized, BackboneSizes):
-    "The keys of a model: enough to count it, and all that an experiment can change. Raises `ValueError`."
+    """The keys of a model: enough to count it, and all that an experiment can change.
+
+    Raises `ValueError`.
+    """
+
     use_lru: bool = False
-    lru_layers: list[int] | None = None       # which layers have a unit; default all
-    lru_direct_readout: bool = False          # the refined latent also reaches the residual stream of its position
-    lru_start_as_copy: bool = False           # the latent starts as a copy of what enters the layer and is read out as it is, while its attention starts silent
+    lru_layers: list[int] | None = None  # which layers have a unit; default all
+    # the refined latent also reaches the residual stream of its position
+    lru_direct_readout: bool = False
+    # the latent starts as a copy of what enters the layer and is read out as it is, while its
+    # attention starts silent
+    lru_start_as_copy: bool = False
     lru_max_iterations: int = LRUConfig.max_iterations
-    lru_halting: str = LRUConfig.halting; lru_halt_threshold: float = LRUConfig.halt_threshold; lru_halt_bias: float | int = LRUConfig.halt_bias
+    lru_halting: str = LRUConfig.halting
+    lru_halt_threshold: float = LRUConfig.halt_threshold
+    lru_halt_bias: float | int = LRUConfig.halt_bias
     lru_global_halt: bool = LRUConfig.global_halt
     lru_ponder_prior: float = LRUConfig.ponder_prior
-    lru_confidence: str = LRUConfig.confidence; lru_convergence_tolerance: float = LRUConfig.convergence_tolerance
-    lru_cell: str = LRUConfig.cell; lru_intermediate_size: int | None = None; lru_sub_blocks: int = LRUConfig.sub_blocks; lru_state_scale: float | int = LRUConfig.state_scale
-    lru_update: str = LRUConfig.update; lru_update_gate_bias: float | int = LRUConfig.update_gate_bias
+    lru_confidence: str = LRUConfig.confidence
+    lru_convergence_tolerance: float = LRUConfig.convergence_tolerance
+    lru_cell: str = LRUConfig.cell
+    lru_intermediate_size: int | None = None
+    lru_sub_blocks: int = LRUConfig.sub_blocks
+    lru_state_scale: float | int = LRUConfig.state_scale
+    lru_update: str = LRUConfig.update
+    lru_update_gate_bias: float | int = LRUConfig.update_gate_bias
     lru_mixing: list[str] | tuple[str, ...] | str = LRUConfig.mixing
-    lru_conv_kernel_size: int = LRUConfig.conv_kernel_size; lru_num_heads: int = LRUConfig.num_heads
+    lru_conv_kernel_size: int = LRUConfig.conv_kernel_size
+    lru_num_heads: int = LRUConfig.num_heads
     lru_checkpoint_iterations: bool = LRUConfig.checkpoint_iterations
 
-    def __post_init__(self): validate_model(self)
+    def __post_init__(self):
+        validate_model(self)

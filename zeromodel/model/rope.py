@@ -15,42 +15,59 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # %% ../../nbs/model/rope.ipynb #cell-06
 def rotary_frequencies(
-    dim: int,                                       # dr, even
+    dim: int,  # dr, even
     theta: float = 10_000.0,
-    parameters: dict[str, Any] | None = None,       # rope_type "linear", "yarn" or "llama3" with its keys
-) -> tuple[list[float], float]:                     # dr/2 frequencies (radians per position), magnitude
-    "The frequency of each rotary pair, and the factor that turned vectors are multiplied by."
-    if not parameters: return (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float, device="cpu") / dim))).tolist(), 1.0
-    config = PreTrainedConfig(hidden_size=dim, num_attention_heads=1, head_dim=dim, max_position_embeddings=parameters.get("original_max_position_embeddings", 0))
+    # rope_type "linear", "yarn" or "llama3" with its keys
+    parameters: dict[str, Any] | None = None,
+) -> tuple[list[float], float]:  # dr/2 frequencies (radians per position), magnitude
+    """The frequency of each rotary pair, and the factor that turned vectors are multiplied by."""
+    if not parameters:
+        return (
+            1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float, device="cpu") / dim))
+        ).tolist(), 1.0
+    config = PreTrainedConfig(
+        hidden_size=dim,
+        num_attention_heads=1,
+        head_dim=dim,
+        max_position_embeddings=parameters.get("original_max_position_embeddings", 0),
+    )
     config.rope_parameters = {"rope_theta": theta} | parameters
-    with torch.device("cpu"): frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)      # numbers, also where weights are only shapes yet
+    # numbers, also where weights are only shapes yet
+    with torch.device("cpu"):
+        frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
     return frequencies.tolist(), magnitude
 
 
 def softmax_magnitude(parameters: dict[str, Any] | None) -> float:
-    "What DeepSeek multiplies the scores by under yarn: mscale squared, with `mscale_all_dim`."
+    """What DeepSeek multiplies the scores by under yarn: mscale squared, with `mscale_all_dim`."""
     p = parameters or {}
-    if not p.get("mscale_all_dim") or p["factor"] <= 1: return 1.0
-    return (0.1 * p["mscale_all_dim"] * torch.tensor(float(p["factor"]), dtype=torch.float64).log().item() + 1.0) ** 2
+    if not p.get("mscale_all_dim") or p["factor"] <= 1:
+        return 1.0
+    return (
+        0.1
+        * p["mscale_all_dim"]
+        * torch.tensor(float(p["factor"]), dtype=torch.float64).log().item()
+        + 1.0
+    ) ** 2
 
 # %% ../../nbs/model/rope.ipynb #cell-09
 def rotary_angles(
-    position_ids: Tensor,       # [B,S] or [1,S], whole numbers
-    frequencies: Tensor,        # [dr/2]
+    position_ids: Tensor,  # [B,S] or [1,S], whole numbers
+    frequencies: Tensor,  # [dr/2]
     magnitude: float = 1.0,
-) -> tuple[Tensor, Tensor]:     # cos, sin: [B,S,dr/2], in the dtype of the frequencies
-    "The cosine and sine by which each pair of dimensions is turned at each position."
+) -> tuple[Tensor, Tensor]:  # cos, sin: [B,S,dr/2], in the dtype of the frequencies
+    """The cosine and sine by which each pair of dimensions is turned at each position."""
     angle = position_ids[..., None].to(frequencies.dtype) * frequencies
     return angle.cos() * magnitude, angle.sin() * magnitude
 
 
 def apply_rotary(
-    x: Tensor,      # [B,H,S,dr]
-    cos: Tensor,    # [B,S,dr/2]
-    sin: Tensor,    # [B,S,dr/2]
+    x: Tensor,  # [B,H,S,dr]
+    cos: Tensor,  # [B,S,dr/2]
+    sin: Tensor,  # [B,S,dr/2]
     interleave: bool = True,
-) -> Tensor:        # [B,H,S,dr]
-    "Turn every pair of `x` by its angle."
+) -> Tensor:  # [B,H,S,dr]
+    """Turn every pair of `x` by its angle."""
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
     a, b = (x[..., 0::2], x[..., 1::2]) if interleave else x.chunk(2, dim=-1)
     turned = a * cos - b * sin, a * sin + b * cos

@@ -13,139 +13,343 @@ from typing import Any
 
 # %% ../../nbs/model/sizes.ipynb #cell-06
 def linear(*sizes: int, bias: bool = False) -> int:
-    "Parameters of a linear layer with the sizes (in, out)."
+    """Parameters of a linear layer with the sizes (in, out)."""
     return prod(sizes) + (sizes[-1] if bias else 0)
 
 
 def attention_parameters(mla: Any) -> int:
-    "Parameters of one attention layer without a unit; `mla`: an `MLAConfig`."
-    D, H, G, dn, dv, dr, dc, rq = (getattr(mla, k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "rope_head_dim", "kv_latent_dim", "q_latent_dim"))
+    """Parameters of one attention layer without a unit; `mla`: an `MLAConfig`."""
+    D, H, G, dn, dv, dr, dc, rq = (
+        getattr(mla, k)
+        for k in (
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "v_head_dim",
+            "rope_head_dim",
+            "kv_latent_dim",
+            "q_latent_dim",
+        )
+    )
     b = mla.attention_bias
-    if mla.attention == "gqa": return linear(D, H * dn, bias=b) + 2 * linear(D, G * dn, bias=b) + linear(H * dn, D, bias=b)
-    queries = linear(D, H * (dn + dr), bias=b) if rq is None else linear(D, rq, bias=b) + rq * mla.latent_norm + linear(rq, H * (dn + dr))
-    return queries + linear(D, dc + dr, bias=b) + dc * mla.latent_norm + linear(dc, G * (dn + dv)) + linear(H * dv, D, bias=b)
+    if mla.attention == "gqa":
+        return linear(D, H * dn, bias=b) + 2 * linear(D, G * dn, bias=b) + linear(H * dn, D, bias=b)
+    queries = (
+        linear(D, H * (dn + dr), bias=b)
+        if rq is None
+        else linear(D, rq, bias=b) + rq * mla.latent_norm + linear(rq, H * (dn + dr))
+    )
+    return (
+        queries
+        + linear(D, dc + dr, bias=b)
+        + dc * mla.latent_norm
+        + linear(dc, G * (dn + dv))
+        + linear(H * dv, D, bias=b)
+    )
 
 
 def unit_parameter_counts(lru: Any) -> dict[str, int]:
-    "Parameters of one latent reasoning unit, by part; `lru`: an `LRUConfig`."
-    dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim ** 2
-    mixing = {"conv": dc * lru.conv_kernel_size + linear(dc, dc, bias=True), "attention": 4 * square, "attention_base": 4 * square}
+    """Parameters of one latent reasoning unit, by part; `lru`: an `LRUConfig`."""
+    dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim**2
+    mixing = {
+        "conv": dc * lru.conv_kernel_size + linear(dc, dc, bias=True),
+        "attention": 4 * square,
+        "attention_base": 4 * square,
+    }
     block = 2 * dc + 4 * square + 3 * dc * I
     gated = lru.update != "sum"
-    cell = {"gru": 2 * (square + linear(dc, dc, bias=True)), "mlp": 3 * dc * I + linear(dc, 2 * I, bias=True), "block": gated * linear(dc, dc, bias=True) + lru.sub_blocks * block}
-    return {"norm": gated * dc, **{m: mixing[m] for m in lru.mixing}, "cell": cell[lru.cell], "gate": gated * (square + linear(dc, dc, bias=True)), "halting": linear(dc * (2 if lru.global_halt else 1), 1, bias=True)}
+    cell = {
+        "gru": 2 * (square + linear(dc, dc, bias=True)),
+        "mlp": 3 * dc * I + linear(dc, 2 * I, bias=True),
+        "block": gated * linear(dc, dc, bias=True) + lru.sub_blocks * block,
+    }
+    return {
+        "norm": gated * dc,
+        **{m: mixing[m] for m in lru.mixing},
+        "cell": cell[lru.cell],
+        "gate": gated * (square + linear(dc, dc, bias=True)),
+        "halting": linear(dc * (2 if lru.global_halt else 1), 1, bias=True),
+    }
 
 
 def unit_parameters(lru: Any) -> int:
-    "Parameters of one latent reasoning unit; `lru`: an `LRUConfig`."
+    """Parameters of one latent reasoning unit; `lru`: an `LRUConfig`."""
     return sum(unit_parameter_counts(lru).values())
 
 # %% ../../nbs/model/sizes.ipynb #cell-07
 def parameter_counts(config: Any) -> dict[str, int]:
-    "Parameters of the model of a `DeepSeekMLAConfig`, by part; blocks that run several times and tied weights count once."
+    """Parameters of the model of a `DeepSeekMLAConfig`, by part; blocks that run several times
+    and tied weights count once.
+    """
     L, D, V = config.num_hidden_layers, config.hidden_size, config.vocab_size
     mla, units = config.mla(), sum(config.has_lru(i) for i in range(L))
-    return {"embedding": V * D, "attention": L * attention_parameters(mla),
-            "unit": units * (unit_parameters(config.lru()) + (mla.kv_latent_dim * D if config.lru_direct_readout else 0)),
-            "mlp": L * 3 * D * config.intermediate_size, "norm": (2 * L + 1) * D, "head": 0 if config.tie_word_embeddings else V * D}
+    return {
+        "embedding": V * D,
+        "attention": L * attention_parameters(mla),
+        "unit": units
+        * (
+            unit_parameters(config.lru())
+            + (mla.kv_latent_dim * D if config.lru_direct_readout else 0)
+        ),
+        "mlp": L * 3 * D * config.intermediate_size,
+        "norm": (2 * L + 1) * D,
+        "head": 0 if config.tie_word_embeddings else V * D,
+    }
 
 # %% ../../nbs/model/sizes.ipynb #cell-11
 def attention_flops(mla: Any, keys: int, decode: bool = False) -> int:
-    "Of one attention layer without a unit, for one token that sees `keys` keys; `mla`: an `MLAConfig`."
-    D, H, G, dn, dv, dr, dc, rq = (getattr(mla, k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "rope_head_dim", "kv_latent_dim", "q_latent_dim"))
-    if mla.attention == "gqa": return 2 * (2 * D * (H + G) * dn + 2 * keys * H * dn)
-    queries, outer = D * H * (dn + dr) if rq is None else rq * (D + H * (dn + dr)), D * (dc + dr) + H * dv * D
+    """Of one attention layer without a unit, for one token that sees `keys` keys; `mla`: an
+    `MLAConfig`.
+    """
+    D, H, G, dn, dv, dr, dc, rq = (
+        getattr(mla, k)
+        for k in (
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "v_head_dim",
+            "rope_head_dim",
+            "kv_latent_dim",
+            "q_latent_dim",
+        )
+    )
+    if mla.attention == "gqa":
+        return 2 * (2 * D * (H + G) * dn + 2 * keys * H * dn)
+    queries, outer = (
+        D * H * (dn + dr) if rq is None else rq * (D + H * (dn + dr)),
+        D * (dc + dr) + H * dv * D,
+    )
     expand = dc * G * (dn + dv) * (keys if decode else 1) + keys * H * (dn + dr + max(dv, dn + dr))
     absorb, absorbs = H * dc * (dn + dv) + keys * H * (2 * dc + dr), absorbing_pays(mla, 1, keys)
     return 2 * (queries + outer + (absorb if decode and absorbs else expand))
 
 
 def absorbing_pays(mla: Any, queries: int, keys: int) -> bool:
-    "Whether attention to the latents themselves takes fewer multiplications than attention to expanded keys and values."
-    H, G, dc, wide = mla.num_attention_heads, mla.num_key_value_heads, mla.kv_latent_dim, mla.head_dim + mla.v_head_dim
-    return queries * H * dc * wide + queries * keys * H * (2 * dc + mla.rope_head_dim) < keys * dc * G * wide + queries * keys * H * (wide + mla.rope_head_dim)
+    """Whether attention to the latents themselves takes fewer multiplications than attention to
+    expanded keys and values.
+    """
+    H, G, dc, wide = (
+        mla.num_attention_heads,
+        mla.num_key_value_heads,
+        mla.kv_latent_dim,
+        mla.head_dim + mla.v_head_dim,
+    )
+    return queries * H * dc * wide + queries * keys * H * (
+        2 * dc + mla.rope_head_dim
+    ) < keys * dc * G * wide + queries * keys * H * (wide + mla.rope_head_dim)
 
 # %% ../../nbs/model/sizes.ipynb #cell-13
-def unit_flops(config: Any, keys: int, decode: bool = False) -> tuple[dict[str, int], dict[str, int]]:
-    "Of one latent reasoning unit, for one token, by part: what is done once, and what is done in every iteration. `config`: a `DeepSeekMLAConfig`."
+def unit_flops(
+    config: Any, keys: int, decode: bool = False
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of one latent reasoning unit, for one token, by part: what is done once, and what is done
+    in every iteration. `config`: a `DeepSeekMLAConfig`.
+    """
     lru, mla = config.lru(), config.mla()
-    dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim ** 2
-    memory, hop = 2 * square * (keys if decode else 1), 2 * square + 2 * keys * dc       # keys and values of latents; query, scores, mean and output
+    dc, I, square = lru.latent_dim, lru.intermediate_size, lru.latent_dim**2
+    # keys and values of latents; query, scores, mean and output
+    memory, hop = 2 * square * (keys if decode else 1), 2 * square + 2 * keys * dc
     gate = square * (lru.update != "sum")
     once = {"cell": {"gru": 2 * square, "mlp": 2 * dc * I, "block": gate}[lru.cell], "gate": gate}
-    mixing = {"conv": dc * lru.conv_kernel_size + square, "attention": memory + hop, "attention_base": hop}
-    if "attention_base" in lru.mixing: once["attention_base"] = memory
-    write = dc * mla.hidden_size if config.lru_direct_readout else dc * mla.num_key_value_heads * mla.v_head_dim + mla.num_attention_heads * mla.v_head_dim * mla.hidden_size
+    mixing = {
+        "conv": dc * lru.conv_kernel_size + square,
+        "attention": memory + hop,
+        "attention_base": hop,
+    }
+    if "attention_base" in lru.mixing:
+        once["attention_base"] = memory
+    write = (
+        dc * mla.hidden_size
+        if config.lru_direct_readout
+        else dc * mla.num_key_value_heads * mla.v_head_dim
+        + mla.num_attention_heads * mla.v_head_dim * mla.hidden_size
+    )
     head = dc * (2 if lru.global_halt else 1)
-    halting = {"fixed": 0, "act": head, "ponder": head}.get(lru.halting, write + mla.hidden_size * config.vocab_size)       # the others read the state out
-    cell = {"gru": 2 * square, "mlp": 3 * dc * I, "block": lru.sub_blocks * (memory + hop + 3 * dc * I)}[lru.cell]
+    # the others read the state out
+    halting = {"fixed": 0, "act": head, "ponder": head}.get(
+        lru.halting, write + mla.hidden_size * config.vocab_size
+    )
+    cell = {
+        "gru": 2 * square,
+        "mlp": 3 * dc * I,
+        "block": lru.sub_blocks * (memory + hop + 3 * dc * I),
+    }[lru.cell]
     each = {**{m: mixing[m] for m in lru.mixing}, "cell": cell, "gate": gate, "halting": halting}
-    if config.lru_direct_readout: once["readout"] = dc * mla.hidden_size
+    if config.lru_direct_readout:
+        once["readout"] = dc * mla.hidden_size
     return {k: 2 * v for k, v in once.items()}, {k: 2 * v for k, v in each.items()}
 
 
-def flops_per_token(config: Any, length: int, num_iterations: int | None = None, decode: bool = False) -> dict[str, int]:
-    """Forward FLOPs for one token of a text of `length` tokens, by part: the average when all are read in one pass, or (`decode`) the last one alone with the others in the cache.
+def flops_per_token(
+    config: Any, length: int, num_iterations: int | None = None, decode: bool = False
+) -> dict[str, int]:
+    """Forward FLOPs for one token of a text of `length` tokens, by part: the average when all are
+    read in one pass, or (`decode`) the last one alone with the others in the cache.
 
-    `num_iterations`: of every unit, default the configuration's."""
+    `num_iterations`: of every unit, default the configuration's.
+    """
     mla, (once, each) = config.mla(), unit_flops(config, length, decode)
-    D, L, N = config.hidden_size, config.num_hidden_layers, num_iterations or config.lru().max_iterations
+    D, L, N = (
+        config.hidden_size,
+        config.num_hidden_layers,
+        num_iterations or config.lru().max_iterations,
+    )
     unit = sum(config.has_lru(i) for i in range(L)) * (sum(once.values()) + N * sum(each.values()))
-    blocks = {"attention": L * attention_flops(mla, length, decode), "unit": unit, "mlp": L * 6 * D * config.intermediate_size}
-    return {k: config.num_loops * v for k, v in blocks.items()} | {"head": 2 * D * config.vocab_size}
+    blocks = {
+        "attention": L * attention_flops(mla, length, decode),
+        "unit": unit,
+        "mlp": L * 6 * D * config.intermediate_size,
+    }
+    return {k: config.num_loops * v for k, v in blocks.items()} | {
+        "head": 2 * D * config.vocab_size
+    }
 
 # %% ../../nbs/model/sizes.ipynb #cell-17
 def cache_numbers(config: Any, num_iterations: int | None = None) -> dict[str, int]:
-    """How many numbers the cache holds, for all layers and loops together, when the unit makes `num_iterations` (default: the configuration's) steps.
+    """How many numbers the cache holds, for all layers and loops together, when the unit makes
+    `num_iterations` (default: the configuration's) steps.
 
-    `per_token`: for every token; `per_sequence`: whatever its length; `sums_per_sequence`: likewise, and never in less than float32."""
+    `per_token`: for every token; `per_sequence`: whatever its length; `sums_per_sequence`:
+    likewise, and never in less than float32.
+    """
     mla, lru = config.mla(), config.lru()
-    N, dc, units = num_iterations or lru.max_iterations, lru.latent_dim, sum(config.has_lru(i) for i in range(config.num_hidden_layers))
-    attention = 2 * mla.num_key_value_heads * mla.head_dim if mla.attention == "gqa" else mla.kv_latent_dim + mla.rope_head_dim
-    memories = N * ("attention" in lru.mixing) + ("attention_base" in lru.mixing) + N * lru.sub_blocks * (lru.cell == "block")
+    N, dc, units = (
+        num_iterations or lru.max_iterations,
+        lru.latent_dim,
+        sum(config.has_lru(i) for i in range(config.num_hidden_layers)),
+    )
+    attention = (
+        2 * mla.num_key_value_heads * mla.head_dim
+        if mla.attention == "gqa"
+        else mla.kv_latent_dim + mla.rope_head_dim
+    )
+    memories = (
+        N * ("attention" in lru.mixing)
+        + ("attention_base" in lru.mixing)
+        + N * lru.sub_blocks * (lru.cell == "block")
+    )
     tails, sums = N * (lru.conv_kernel_size - 1) * ("conv" in lru.mixing), N * lru.remembers_sums
-    each = {"per_token": config.num_hidden_layers * attention + units * memories * dc, "per_sequence": units * tails * dc, "sums_per_sequence": units * sums * dc}
+    each = {
+        "per_token": config.num_hidden_layers * attention + units * memories * dc,
+        "per_sequence": units * tails * dc,
+        "sums_per_sequence": units * sums * dc,
+    }
     return {k: config.num_loops * v for k, v in each.items()}
 
 
-def cache_bytes(config: Any, length: int, batch_size: int = 1, bytes_per_number: int = 4, num_iterations: int | None = None) -> int:
-    "Size of the cache of `batch_size` texts of `length` tokens."
+def cache_bytes(
+    config: Any,
+    length: int,
+    batch_size: int = 1,
+    bytes_per_number: int = 4,
+    num_iterations: int | None = None,
+) -> int:
+    """Size of the cache of `batch_size` texts of `length` tokens."""
     n = cache_numbers(config, num_iterations)
-    return batch_size * (bytes_per_number * (n["per_token"] * length + n["per_sequence"]) + max(4, bytes_per_number) * n["sums_per_sequence"])
+    return batch_size * (
+        bytes_per_number * (n["per_token"] * length + n["per_sequence"])
+        + max(4, bytes_per_number) * n["sums_per_sequence"]
+    )
 
 # %% ../../nbs/model/sizes.ipynb #cell-22
 def attention_activations(mla: Any) -> int:
-    "Numbers that one attention layer without a unit keeps for each token in training; `mla`: an `MLAConfig`."
-    H, G, dn, dv, dr, dc, rq = (getattr(mla, k) for k in ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "rope_head_dim", "kv_latent_dim", "q_latent_dim"))
-    if mla.attention == "gqa": return 3 * H * dn + 2 * G * dn + H
+    """Numbers that one attention layer without a unit keeps for each token in training; `mla`:
+    an `MLAConfig`.
+    """
+    H, G, dn, dv, dr, dc, rq = (
+        getattr(mla, k)
+        for k in (
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "v_head_dim",
+            "rope_head_dim",
+            "kv_latent_dim",
+            "q_latent_dim",
+        )
+    )
+    if mla.attention == "gqa":
+        return 3 * H * dn + 2 * G * dn + H
     wide, norm = dn + dr, 2 * mla.latent_norm
-    values = wide if dv < wide else dn + dv              # padded, or a view of keys and values together
-    return (H + G) * wide + G * values + H * max(wide, dv) + H * dv + H + dc + dr + norm * dc + (0 if rq is None else rq * (1 + norm))
+    values = wide if dv < wide else dn + dv  # padded, or a view of keys and values together
+    return (
+        (H + G) * wide
+        + G * values
+        + H * max(wide, dv)
+        + H * dv
+        + H
+        + dc
+        + dr
+        + norm * dc
+        + (0 if rq is None else rq * (1 + norm))
+    )
 
 
 def unit_activations(config: Any, num_iterations: int | None = None) -> int:
-    "Numbers that one latent reasoning unit keeps for each token in training; `config`: a `DeepSeekMLAConfig`."
+    """Numbers that one latent reasoning unit keeps for each token in training; `config`: a
+    `DeepSeekMLAConfig`.
+    """
     lru, mla = config.lru(), config.mla()
-    dc, I, heads, N = lru.latent_dim, lru.intermediate_size, lru.num_heads, num_iterations or lru.max_iterations
+    dc, I, heads, N = (
+        lru.latent_dim,
+        lru.intermediate_size,
+        lru.num_heads,
+        num_iterations or lru.max_iterations,
+    )
     mixing = {"conv": 4 * dc, "attention": 6 * dc + heads, "attention_base": 4 * dc + heads}
-    cell = {"gru": 2 * dc, "mlp": 4 * I, "block": lru.sub_blocks * (11 * dc + 4 * I + heads)}[lru.cell]
-    step = dc if lru.checkpoint_iterations else {"gru": 6, "residual": 5, "sum": 2}[lru.update] * dc + cell + sum(mixing[m] for m in lru.mixing)
+    cell = {"gru": 2 * dc, "mlp": 4 * I, "block": lru.sub_blocks * (11 * dc + 4 * I + heads)}[
+        lru.cell
+    ]
+    step = (
+        dc
+        if lru.checkpoint_iterations
+        else {"gru": 6, "residual": 5, "sum": 2}[lru.update] * dc
+        + cell
+        + sum(mixing[m] for m in lru.mixing)
+    )
     written = 0 if config.lru_direct_readout else mla.num_attention_heads * mla.v_head_dim
-    halting = {"fixed": 0, "act": 2 * dc * lru.global_halt, "ponder": 2 * dc * lru.global_halt}.get(lru.halting, 3 * mla.hidden_size + written)
-    return N * (step + halting) + 2 * dc * ("attention_base" in lru.mixing) + dc * (lru.halting in ("act", "ponder"))
+    halting = {"fixed": 0, "act": 2 * dc * lru.global_halt, "ponder": 2 * dc * lru.global_halt}.get(
+        lru.halting, 3 * mla.hidden_size + written
+    )
+    return (
+        N * (step + halting)
+        + 2 * dc * ("attention_base" in lru.mixing)
+        + dc * (lru.halting in ("act", "ponder"))
+    )
 
 
-def activation_bytes(config: Any, length: int, batch_size: int = 1, bytes_per_number: int = 4, num_iterations: int | None = None) -> int:
-    "Memory for the backward pass of the prediction loss of `batch_size` texts of `length` tokens, without gradient checkpointing of whole layers; for several heads, and values no wider than keys. What is as small as one number for a token is left out."
+def activation_bytes(
+    config: Any,
+    length: int,
+    batch_size: int = 1,
+    bytes_per_number: int = 4,
+    num_iterations: int | None = None,
+) -> int:
+    """Memory for the backward pass of the prediction loss of `batch_size` texts of `length`
+    tokens, without gradient checkpointing of whole layers; for several heads, and values no
+    wider than keys. What is as small as one number for a token is left out.
+    """
     L, D = config.num_hidden_layers, config.hidden_size
     unit = sum(config.has_lru(i) for i in range(L)) * unit_activations(config, num_iterations)
     layers = L * (6 * D + attention_activations(config.mla()) + 4 * config.intermediate_size) + unit
-    return batch_size * length * bytes_per_number * (config.num_loops * layers + 3 * D + config.vocab_size)
+    return (
+        batch_size
+        * length
+        * bytes_per_number
+        * (config.num_loops * layers + 3 * D + config.vocab_size)
+    )
 
 # %% ../../nbs/model/sizes.ipynb #cell-24
 def summary(config: Any) -> str:
-    "Parameters and memory of the model of a `DeepSeekMLAConfig`, in two lines."
+    """Parameters and memory of the model of a `DeepSeekMLAConfig`, in two lines."""
     parts, n = parameter_counts(config), cache_numbers(config)
     total, mib = sum(parts.values()), lambda b: f"{b / 2**20:,.1f} MiB"
-    return (f"# {total:,} parameters ({', '.join(f'{k} {v:,}' for k, v in parts.items() if v)}): {mib(4 * total)} in float32, {mib(16 * total)} with gradients and AdamW\n"
-            f"# cache: {n['per_token']:,} numbers a token, {n['per_sequence'] + n['sums_per_sequence']:,} a sequence; {mib(cache_bytes(config, 4096, bytes_per_number=2))} for 4096 tokens in bfloat16")
+    return (
+        f"# {total:,} parameters ({', '.join(f'{k} {v:,}' for k, v in parts.items() if v)}):"
+        f" {mib(4 * total)} in float32, {mib(16 * total)} with gradients and AdamW\n# cache:"
+        f" {n['per_token']:,} numbers a token, {n['per_sequence'] + n['sums_per_sequence']:,} a"
+        f" sequence; {mib(cache_bytes(config, 4096, bytes_per_number=2))} for 4096 tokens in"
+        " bfloat16"
+    )

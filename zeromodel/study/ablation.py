@@ -21,151 +21,296 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from .cells import Cell, begun, cells_of, choose, declare, duration, estimates, forget, late, manifest, note, read_or, state, to_train
 from ..evaluation.counts import write_evaluation
+from zeromodel.study.cells import (
+    Cell,
+    begun,
+    cells_of,
+    choose,
+    declare,
+    duration,
+    estimates,
+    forget,
+    late,
+    manifest,
+    note,
+    read_or,
+    state,
+    to_train,
+)
 from .compare import deepest, results_folder
 from .measure import evaluate_experiment
-from .pipeline import check_benchmark, prepared, processes, report_folder, stage_code, write_configs, write_problems
+from zeromodel.study.pipeline import (
+    check_benchmark,
+    prepared,
+    processes,
+    report_folder,
+    stage_code,
+    write_configs,
+    write_problems,
+)
 from .results import comparisons
 from ..training.checkpoints import key_of, read_json, write_atomically
 
 # %% ../../nbs/study/ablation.ipynb #cell-06
 class Progress:
-    "The chosen cells while some of them are trained."
-    def __init__(self, cells: list[Cell], training: list[Cell], seconds: dict[str, float | None], at_once: int):
+    """The chosen cells while some of them are trained."""
+
+    def __init__(
+        self,
+        cells: list[Cell],
+        training: list[Cell],
+        seconds: dict[str, float | None],
+        at_once: int,
+    ):
         self.cells, self.training, self.seconds, self.at_once = cells, training, seconds, at_once
-        self.now, self.first = [("waiting", 0., 0.)] * len(training), {}
+        self.now, self.first = [("waiting", 0.0, 0.0)] * len(training), {}
 
     def update(self, now: list[tuple[str, float, float]]):
         self.now = now
         for i, (_, step, _) in enumerate(now):
-            if step: self.first.setdefault(i, (time.monotonic(), step))
+            if step:
+                self.first.setdefault(i, (time.monotonic(), step))
 
     def left(self, i: int) -> float | None:
-        "Seconds that are left of the training of cell `i`."
+        """Seconds that are left of the training of cell `i`."""
         (how, step, _), c = self.now[i], self.training[i]
-        if how in ("ended", "died"): return 0.
-        start, before = self.first.get(i, (0., step))
-        if step > before: return (c.steps - step) * (time.monotonic() - start) / (step - before)
-        return None if (known := self.seconds[c.experiment]) is None else known * (1 - max(step, begun(c)) / c.steps)
+        if how in ("ended", "died"):
+            return 0.0
+        start, before = self.first.get(i, (0.0, step))
+        if step > before:
+            return (c.steps - step) * (time.monotonic() - start) / (step - before)
+        return (
+            None
+            if (known := self.seconds[c.experiment]) is None
+            else known * (1 - max(step, begun(c)) / c.steps)
+        )
 
 # %% ../../nbs/study/ablation.ipynb #cell-07
 def ends(p: Progress) -> dict[str, float | None]:
-    "In how many seconds each experiment will be done; None where that is unknown."
-    places, done = [0.] * p.at_once, {}
-    for i in sorted(range(len(p.training)), key=lambda i: p.now[i][0] == "waiting"):      # those that run have their places
+    """In how many seconds each experiment will be done; None where that is unknown."""
+    places, done = [0.0] * p.at_once, {}
+    # those that run have their places
+    for i in sorted(range(len(p.training)), key=lambda i: p.now[i][0] == "waiting"):
         name, need = p.training[i].experiment, p.left(i)
         end = heapq.heappop(places) + (float("inf") if need is None else need)
         heapq.heappush(places, end)
-        done[name] = max(done.get(name, 0.), end)
+        done[name] = max(done.get(name, 0.0), end)
     return {name: end if end < float("inf") else None for name, end in done.items()}
 
 
 def rows(p: Progress) -> list[dict[str, Any]]:
-    "A row for each experiment: cells by state, accuracy so far, share of the steps, seconds to the end."
+    """A row for each experiment: cells by state, accuracy so far, share of the steps, seconds to
+    the end.
+    """
     found, until = {}, ends(p)
-    now = {c.name: n for c, n in zip(p.training, p.now)}
+    now = {c.name: n for c, n in zip(p.training, p.now, strict=True)}
     for c in p.cells:
-        how, step, accuracy = now.get(c.name, ("ended", c.steps, 0.))
-        row = found.setdefault(c.experiment, {"experiment": c.experiment, "done": 0, "failed": 0, "running": 0, "cells": 0, "accuracies": [], "steps": 0., "of": 0, "left": until.get(c.experiment, 0.)})
+        how, step, accuracy = now.get(c.name, ("ended", c.steps, 0.0))
+        row = found.setdefault(
+            c.experiment,
+            {
+                "experiment": c.experiment,
+                "done": 0,
+                "failed": 0,
+                "running": 0,
+                "cells": 0,
+                "accuracies": [],
+                "steps": 0.0,
+                "of": 0,
+                "left": until.get(c.experiment, 0.0),
+            },
+        )
         how = {"ended": manifest(c).get("status", "failed"), "died": "failed"}.get(how, how)
-        for key, value in {"done": how == "finished", "failed": how == "failed", "running": how == "running", "cells": 1, "steps": c.steps if how in ("finished", "failed") else step, "of": c.steps}.items(): row[key] += value
-        if how == "finished": accuracy = read_or(c.report / "metrics.json", {}).get("accuracy", {}).get("all", accuracy)
-        if how != "failed" and accuracy: row["accuracies"].append(accuracy)
+        for key, value in {
+            "done": how == "finished",
+            "failed": how == "failed",
+            "running": how == "running",
+            "cells": 1,
+            "steps": c.steps if how in ("finished", "failed") else step,
+            "of": c.steps,
+        }.items():
+            row[key] += value
+        if how == "finished":
+            accuracy = (
+                read_or(c.report / "metrics.json", {}).get("accuracy", {}).get("all", accuracy)
+            )
+        if how != "failed" and accuracy:
+            row["accuracies"].append(accuracy)
     return list(found.values())
 
 # %% ../../nbs/study/ablation.ipynb #cell-09
 def table_of(p: Progress) -> Table:
-    "The live table."
-    table = Table("experiment", "done", "failed", "running", "accuracy", "progress", "left", box=None)
+    """The live table."""
+    table = Table(
+        "experiment", "done", "failed", "running", "accuracy", "progress", "left", box=None
+    )
     for r in rows(p):
         accuracy = f"{fmean(r['accuracies']):.3f}" if r["accuracies"] else "–"
         failed = f"[red]{r['failed']}[/red]" if r["failed"] else "0"
-        table.add_row(r["experiment"], f"{r['done']}/{r['cells']}", failed, str(r["running"]), accuracy, ProgressBar(total=r["of"], completed=r["steps"], width=24), "" if r["steps"] == r["of"] else duration(r["left"]))
+        table.add_row(
+            r["experiment"],
+            f"{r['done']}/{r['cells']}",
+            failed,
+            str(r["running"]),
+            accuracy,
+            ProgressBar(total=r["of"], completed=r["steps"], width=24),
+            "" if r["steps"] == r["of"] else duration(r["left"]),
+        )
     return table
 
 
 @contextmanager
 def shown(p: Progress, console: Console) -> Iterator[Callable[[], None]]:
-    "A table that follows `p` on a terminal, elsewhere a line whenever a cell ends; call what is given after every update."
+    """A table that follows `p` on a terminal, elsewhere a line whenever a cell ends; call what
+    is given after every update.
+    """
     if console.is_terminal:
-        with Live(table_of(p), console=console, auto_refresh=False) as live: yield lambda: live.update(table_of(p), refresh=True)
+        with Live(table_of(p), console=console, auto_refresh=False) as live:
+            yield lambda: live.update(table_of(p), refresh=True)
         return
     said: set[int] = set()
+
     def lines():
         for i, (how, *_) in enumerate(p.now):
-            if i in said or how not in ("ended", "died"): continue
+            if i in said or how not in ("ended", "died"):
+                continue
             said.add(i)
             found, until = manifest(p.training[i]), list(ends(p).values())
-            status = found.get("status", "died") + (f": {found['error']}" if found.get("error") else "")
-            console.print(f"{p.training[i].name} {status}; {len(said)} of {len(p.training)} cells, {duration(None if None in until else max(until))} left", highlight=False, markup=False, soft_wrap=True)
+            status = found.get("status", "died") + (
+                f": {found['error']}" if found.get("error") else ""
+            )
+            console.print(
+                f"{p.training[i].name} {status}; {len(said)} of {len(p.training)} cells,"
+                f" {duration(None if None in until else max(until))} left",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+
     yield lines
 
 # %% ../../nbs/study/ablation.ipynb #11dcc390
 def evaluate_cells(record: dict[str, Any], experiment: str, cells: list[Cell]):
-    "The answers of one experiment, made again if its cells are not those that they were made from."
+    """The answers of one experiment, made again if its cells are not those that they were made
+    from.
+    """
     file = report_folder(cells[0].study) / "evaluation" / f"{experiment}.json"
-    finished = [c for c in cells if c.experiment == experiment and manifest(c).get("status") == "finished"]
+    finished = [
+        c for c in cells if c.experiment == experiment and manifest(c).get("status") == "finished"
+    ]
     here = [c.seed for c in finished if state(c) == "finished"]
     elsewhere = [c.seed for c in finished if c.seed not in here]
-    made = lambda: key_of([c.key for c in finished], here, stage_code("evaluate"), file.read_text(encoding="utf-8"))
-    if file.exists() and record["evaluated"].get(experiment) == made(): return
+
+    def made():
+        return key_of(
+            [c.key for c in finished],
+            here,
+            stage_code("evaluate"),
+            file.read_text(encoding="utf-8"),
+        )
+
+    if file.exists() and record["evaluated"].get(experiment) == made():
+        return
     before = read_json(file) if file.exists() else {"rows": [], "reports": {}}
-    if here or not file.exists(): evaluate_experiment(cells[0].study, experiment)
+    if here or not file.exists():
+        evaluate_experiment(cells[0].study, experiment)
     after = read_json(file)
-    chosen = lambda table, seeds: ([row for row in table["rows"] if row[0] in seeds], {s: r for s, r in table["reports"].items() if int(s) in seeds})
+
+    def chosen(table, seeds):
+        return (
+            [row for row in table["rows"] if row[0] in seeds],
+            {s: r for s, r in table["reports"].items() if int(s) in seeds},
+        )
+
     (rows, reports), (old_rows, old_reports) = chosen(after, here), chosen(before, elsewhere)
     write_evaluation(file.parent, experiment, rows + old_rows, reports | old_reports)
     record["evaluated"][experiment] = made()
 
 # %% ../../nbs/study/ablation.ipynb #cell-12
 def gather(results: Path, output: Path | None) -> Path:
-    "The folder that is reported on: the results, or a copy of them in `output`. Raises `PipelineError`."
+    """The folder that is reported on: the results, or a copy of them in `output`.
+
+    Raises `PipelineError`.
+    """
     results = results_folder(results).resolve()
     output = Path(output or results).resolve()
-    if output != results: shutil.copytree(results, output, dirs_exist_ok=True)
+    if output != results:
+        shutil.copytree(results, output, dirs_exist_ok=True)
     return output
 
 
 def copy_cells(cells: list[Cell], output: Path):
-    "What the report of the cells needs, in a folder of its own: their results and nothing of other settings."
+    """What the report of the cells needs, in a folder of its own: their results and nothing of
+    other settings.
+    """
     source = report_folder(cells[0].study)
-    if output.resolve() == source.resolve(): return
+    if output.resolve() == source.resolve():
+        return
     for part in ("configs", "evaluation", "closeups"):
         shutil.rmtree(output / part, ignore_errors=True)
         shutil.copytree(source / part, output / part)
     shutil.rmtree(output / "runs", ignore_errors=True)
     for c in cells:
-        if manifest(c): shutil.copytree(c.report, output / "runs" / c.name)
+        if manifest(c):
+            shutil.copytree(c.report, output / "runs" / c.name)
 
 # %% ../../nbs/study/ablation.ipynb #cell-13
 def conclude(report: Path) -> dict[str, str]:
-    "Tables and page of the results in `report`, from them alone. Returns the tables as text and as LaTeX."
+    """Tables and page of the results in `report`, from them alone.
+
+    Returns the tables as text and as LaTeX.
+    """
     from zeromodel.study.report import write_report
-    deepest(report)                                           # or there is nothing to report
+
+    deepest(report)  # or there is nothing to report
     found = comparisons(report, "control")
     notes = late(read_or(report / "ablation.json", {"contrasts": []}))
     tables = {"txt": "\n".join([found.generate(), *notes]).rstrip() + "\n", "tex": found.to_latex()}
-    for suffix, text in tables.items(): write_atomically(report / f"ablation.{suffix}", text)
+    for suffix, text in tables.items():
+        write_atomically(report / f"ablation.{suffix}", text)
     write_report(report)
     return tables
 
 # %% ../../nbs/study/ablation.ipynb #cell-15
-def train_cells(file: Path, record: dict[str, Any], cells: list[Cell], training: list[Cell], seconds: dict[str, float | None], at_once: int) -> list[str]:
-    "Train `training`, with a table; returns the names of the cells whose process died."
+def train_cells(
+    file: Path,
+    record: dict[str, Any],
+    cells: list[Cell],
+    training: list[Cell],
+    seconds: dict[str, float | None],
+    at_once: int,
+) -> list[str]:
+    """Train `training`, with a table; returns the names of the cells whose process died."""
     import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
-    jobs = [(config, c.seed, problems) for c in training for config, problems in [prepared(c.study, c.experiment, None)]]
+
+    jobs = [
+        (config, c.seed, problems)
+        for c in training
+        for config, problems in [prepared(c.study, c.experiment, None)]
+    ]
     progress, ended = Progress([c for c in cells if c.chosen], training, seconds, at_once), 0
     with shown(progress, Console(stderr=True)) as show:
         for now in processes(jobs, at_once):
             progress.update(now)
-            if ended != (ended := sum(how in ("ended", "died") for how, *_ in now)): note(file, record, cells)
+            if ended != (ended := sum(how in ("ended", "died") for how, *_ in now)):
+                note(file, record, cells)
             show()
-    return [c.name for c, (how, *_) in zip(training, progress.now) if how == "died"]
+    return [c.name for c, (how, *_) in zip(training, progress.now, strict=True) if how == "died"]
 
 # %% ../../nbs/study/ablation.ipynb #cell-16
-def ablate(params: Path, output: Path | None, experiments: list[str], seeds: list[int], retry_failed: bool = False, at_once: int = 1) -> tuple[Path, list[str], list[Cell]]:
-    "Train the chosen cells that have no result, evaluate, report. Returns the folder of the report, the names of the cells whose process died, and all cells."
+def ablate(
+    params: Path,
+    output: Path | None,
+    experiments: list[str],
+    seeds: list[int],
+    retry_failed: bool = False,
+    at_once: int = 1,
+) -> tuple[Path, list[str], list[Cell]]:
+    """Train the chosen cells that have no result, evaluate, report.
+
+    Returns the folder of the report, the names of the cells whose process died, and all cells.
+    """
     study, configs, experiments, seeds = choose(params, experiments, seeds)
     output = Path(output or report_folder(study.study))
     check_benchmark()
@@ -174,9 +319,15 @@ def ablate(params: Path, output: Path | None, experiments: list[str], seeds: lis
     record = declare(file := output / "ablation.json", study, cells)
     training = to_train(cells, retry_failed)
     for c in training:
-        if state(c) == "failed": forget(record, c)
-    died = train_cells(file, record, cells, training, estimates(study, configs), at_once) if training else []
-    for name in configs: evaluate_cells(record, name, cells)
+        if state(c) == "failed":
+            forget(record, c)
+    died = (
+        train_cells(file, record, cells, training, estimates(study, configs), at_once)
+        if training
+        else []
+    )
+    for name in configs:
+        evaluate_cells(record, name, cells)
     note(file, record, cells)
     copy_cells(cells, output)
     return output, died, cells

@@ -14,155 +14,305 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .pipeline import PipelineError, nearest, report_folder, run_folder, write_problems
+from zeromodel.study.pipeline import (
+    PipelineError,
+    nearest,
+    report_folder,
+    run_folder,
+    write_problems,
+)
 from ..training.checkpoints import code_of, key_of, provenance, read_json, write_json
 
 # %% ../../nbs/study/cells.ipynb #cell-06
 @dataclass
 class Cell:
-    "One experiment with one seed."
+    """One experiment with one seed."""
+
     study: str
     experiment: str
     seed: int
-    config: dict[str, Any]        # the resolved configuration
-    key: str                      # of the run that this configuration makes now
+    config: dict[str, Any]  # the resolved configuration
+    key: str  # of the run that this configuration makes now
     chosen: bool = True
 
     @property
-    def name(self) -> str: return f"{self.experiment}/{self.seed}"
+    def name(self) -> str:
+        return f"{self.experiment}/{self.seed}"
+
     @property
-    def id(self) -> str: return f"{key_of(self.config)}/{self.seed}"
+    def id(self) -> str:
+        return f"{key_of(self.config)}/{self.seed}"
+
     @property
-    def folder(self) -> Path: return run_folder(self.study) / "train" / self.name
+    def folder(self) -> Path:
+        return run_folder(self.study) / "train" / self.name
+
     @property
-    def report(self) -> Path: return report_folder(self.study) / "runs" / self.name
+    def report(self) -> Path:
+        return report_folder(self.study) / "runs" / self.name
+
     @property
-    def steps(self) -> int: return self.config["training"]["steps"]
+    def steps(self) -> int:
+        return self.config["training"]["steps"]
 
 # %% ../../nbs/study/cells.ipynb #cell-07
-def read_or(file: Path, default: Any) -> Any: return read_json(file) if file.exists() else default
+def read_or(file: Path, default: Any) -> Any:
+    return read_json(file) if file.exists() else default
 
 
 def manifest(cell: Cell) -> dict[str, Any]:
-    "What the run left under its present key; empty when there is none."
+    """What the run left under its present key; empty when there is none."""
     found = read_or(cell.report / "manifest.json", {})
     return found if found.get("key") == cell.key else {}
 
 
 def begun(cell: Cell) -> int:
-    "The step of the last checkpoint of an unfinished run."
+    """The step of the last checkpoint of an unfinished run."""
     mine = (mark := cell.folder / "key").exists() and mark.read_text() == cell.key
-    return max((int(p.name.rpartition("-")[2]) for p in cell.folder.glob("checkpoints/checkpoint-*")), default=0) if mine else 0
+    return (
+        max(
+            (int(p.name.rpartition("-")[2]) for p in cell.folder.glob("checkpoints/checkpoint-*")),
+            default=0,
+        )
+        if mine
+        else 0
+    )
 
 
 def state(cell: Cell) -> str:
-    "finished, failed, begun, other settings, without weights, or new."
+    """finished, failed, begun, other settings, without weights, or new."""
     if found := manifest(cell):
-        if found["status"] == "failed": return "failed"
+        if found["status"] == "failed":
+            return "failed"
         return "finished" if (cell.folder / "model").exists() else "without weights"
-    if begun(cell): return "begun"
+    if begun(cell):
+        return "begun"
     return "other settings" if (cell.report / "manifest.json").exists() else "new"
 
 
 def to_train(cells: list[Cell], retry_failed: bool = False) -> list[Cell]:
-    "The chosen cells that have no result, seed by seed, so that what is there at any moment can be paired."
-    return [c for c in cells if c.chosen and state(c) not in ("finished", *([] if retry_failed else ["failed"]))]
+    """The chosen cells that have no result, seed by seed, so that what is there at any moment
+    can be paired.
+    """
+    return [
+        c
+        for c in cells
+        if c.chosen and state(c) not in ("finished", *([] if retry_failed else ["failed"]))
+    ]
 
 # %% ../../nbs/study/cells.ipynb #cell-08
-def choose(params: Path, experiments: list[str], seeds: list[int]) -> tuple[Any, dict[str, Any], list[str], list[int]]:
-    "The study, the configurations of all experiments in its report, and the chosen names and seeds; none given means all. Raises `StudyError` or `PipelineError`."
+def choose(
+    params: Path, experiments: list[str], seeds: list[int]
+) -> tuple[Any, dict[str, Any], list[str], list[int]]:
+    """The study, the configurations of all experiments in its report, and the chosen names and
+    seeds; none given means all. Raises `StudyError` or `PipelineError`.
+    """
     from zeromodel.study.experiments import read_study, resolve
+
     study, configs = read_study(params)
     for name in experiments:
-        if name not in study.experiments: raise PipelineError(f"{name}: no such experiment in study {study.study}; {nearest(name, list(study.experiments))}")
+        if name not in study.experiments:
+            raise PipelineError(
+                f"{name}: no such experiment in study {study.study};"
+                f" {nearest(name, list(study.experiments))}"
+            )
     for seed in seeds:
-        if seed not in study.seeds: raise PipelineError(f"seed {seed}: study {study.study} has the seeds {', '.join(map(str, study.seeds))}; others are put under 'seeds' in {params}")
+        if seed not in study.seeds:
+            raise PipelineError(
+                f"seed {seed}: study {study.study} has the seeds"
+                f" {', '.join(map(str, study.seeds))}; others are put under 'seeds' in {params}"
+            )
     formats = {c.training.format for c in configs.values()}
     configs |= {name: resolve(study, name) for name in experiments}
     for name, c in configs.items():
-        if c.training.format not in formats: raise PipelineError(f"{name}: is trained on problems in the format {c.training.format}, which study {study.study} does not draw; put it under 'run' in {params}")
+        if c.training.format not in formats:
+            raise PipelineError(
+                f"{name}: is trained on problems in the format {c.training.format}, which study"
+                f" {study.study} does not draw; put it under 'run' in {params}"
+            )
     return study, configs, experiments or study.run, seeds or study.seeds
 
 
-def cells_of(study: Any, configs: dict[str, Any], experiments: list[str], seeds: list[int], problems: Path) -> list[Cell]:
-    "Every cell of the report, seed by seed."
+def cells_of(
+    study: Any, configs: dict[str, Any], experiments: list[str], seeds: list[int], problems: Path
+) -> list[Cell]:
+    """Every cell of the report, seed by seed."""
     origin = provenance({}, 0, problems)
-    key = lambda config, seed: key_of(origin | {"config": config, "seed": seed})
-    return [Cell(study.study, name, seed, plain := asdict(c), key(plain, seed), name in experiments and seed in seeds) for seed in study.seeds for name, c in configs.items()]
+
+    def key(config, seed):
+        return key_of(origin | {"config": config, "seed": seed})
+
+    return [
+        Cell(
+            study.study,
+            name,
+            seed,
+            plain := asdict(c),
+            key(plain, seed),
+            name in experiments and seed in seeds,
+        )
+        for seed in study.seeds
+        for name, c in configs.items()
+    ]
 
 # %% ../../nbs/study/cells.ipynb #cell-10
-def work(parameters: int, training: dict[str, Any]) -> float: return parameters * training["steps"] * training["batch_size"]
+def work(parameters: int, training: dict[str, Any]) -> float:
+    return parameters * training["steps"] * training["batch_size"]
 
 
 def estimates(study: Any, configs: dict[str, Any]) -> dict[str, float | None]:
-    "Seconds of training that a seed of each experiment is likely to take."
+    """Seconds of training that a seed of each experiment is likely to take."""
     from zeromodel.evaluation.param_counter import count_parameters
     from zeromodel.model.parts import ModelSizes
     from zeromodel.study.experiments import vocab_size
+
     rates: dict[str, list[float]] = {}
     for file in report_folder(study.study).glob("runs/*/*/manifest.json"):
-        if (m := read_json(file)).get("status") == "finished" and m.get("seconds"): rates.setdefault(m["experiment"], []).append(m["seconds"] / work(m["parameters"], m["config"]["training"]))
+        if (m := read_json(file)).get("status") == "finished" and m.get("seconds"):
+            rates.setdefault(m["experiment"], []).append(
+                m["seconds"] / work(m["parameters"], m["config"]["training"])
+            )
     every = [rate for found in rates.values() for rate in found]
-    cost = lambda c: work(count_parameters(ModelSizes(vocab_size=vocab_size(study), **c.model)), asdict(c.training))
-    return {name: median(rates.get(name, every)) * cost(c) if every else None for name, c in configs.items()}
+
+    def cost(c):
+        return work(
+            count_parameters(ModelSizes(vocab_size=vocab_size(study), **c.model)),
+            asdict(c.training),
+        )
+
+    return {
+        name: median(rates.get(name, every)) * cost(c) if every else None
+        for name, c in configs.items()
+    }
 
 
 def duration(seconds: float | None) -> str:
-    "Seconds in words."
-    if seconds is None: return "unknown"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Seconds in words."""
+    if seconds is None:
+        return "unknown"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 # %% ../../nbs/study/cells.ipynb #cell-12
 def listing(cells: list[Cell], seconds: dict[str, float | None], retry_failed: bool) -> str:
-    "Which of the chosen cells would be trained, which exist, and which failed before."
-    will, lines, left = {c.name for c in to_train(cells, retry_failed)}, [], 0.
+    """Which of the chosen cells would be trained, which exist, and which failed before."""
+    will, lines, left = {c.name for c in to_train(cells, retry_failed)}, [], 0.0
     for c in (chosen := [c for c in cells if c.chosen]):
         now, known = state(c), seconds[c.experiment]
         need = None if known is None else known * (1 - begun(c) / c.steps)
-        note = {"failed": f"failed before: {manifest(c).get('error')}", "begun": f"goes on from step {begun(c)}", "finished": "exists"}.get(now, now)
-        if c.name in will: left = None if left is None or need is None else left + need
-        lines.append(f"  {c.name:<28} {'train' if c.name in will else 'keep':<6} {duration(need) if c.name in will else '':>8}  {note}")
-    return "\n".join([f"study {cells[0].study}: {len(chosen)} cells, {len(will)} would be trained ({duration(left)} of training)", *lines])
+        note = {
+            "failed": f"failed before: {manifest(c).get('error')}",
+            "begun": f"goes on from step {begun(c)}",
+            "finished": "exists",
+        }.get(now, now)
+        if c.name in will:
+            left = None if left is None or need is None else left + need
+        lines.append(
+            f"  {c.name:<28} {'train' if c.name in will else 'keep':<6}"
+            f" {duration(need) if c.name in will else '':>8}  {note}"
+        )
+    return "\n".join(
+        [
+            (
+                f"study {cells[0].study}: {len(chosen)} cells, {len(will)} would be trained"
+                f" ({duration(left)} of training)"
+            ),
+            *lines,
+        ]
+    )
 
 
-def dry_run(params: Path, experiments: list[str], seeds: list[int], retry_failed: bool = False) -> str:
-    "What training would do. Nothing is trained and nothing written: problems that are not known to be current are drawn, if they matter, in a temporary folder."
+def dry_run(
+    params: Path, experiments: list[str], seeds: list[int], retry_failed: bool = False
+) -> str:
+    """What training would do.
+
+    Nothing is trained and nothing written: problems that are not known to be current are drawn, if
+    they matter, in a temporary folder.
+    """
     study, configs, experiments, seeds = choose(params, experiments, seeds)
     code = key_of(code_of("zeromodel.training.runs"))
-    matter = any(run_folder(study.study).glob("train/*/*/key")) or any(read_json(m).get("code") == code for m in report_folder(study.study).glob("runs/*/*/manifest.json"))
+    matter = any(run_folder(study.study).glob("train/*/*/key")) or any(
+        read_json(m).get("code") == code
+        for m in report_folder(study.study).glob("runs/*/*/manifest.json")
+    )
     with TemporaryDirectory() as folder:
-        problems = write_problems(params, known=True, folder=Path(folder)) if matter else Path(params)
+        problems = (
+            write_problems(params, known=True, folder=Path(folder)) if matter else Path(params)
+        )
         cells = cells_of(study, configs, experiments, seeds, problems)
         return listing(cells, estimates(study, configs), retry_failed)
 
 # %% ../../nbs/study/cells.ipynb #cell-14
 def declare(file: Path, study: Any, cells: list[Cell]) -> dict[str, Any]:
-    "Write contrasts and cells to `file`; returns what is in it. Raises `PipelineError` when it is another study's."
+    """Write contrasts and cells to `file`; returns what is in it.
+
+    Raises `PipelineError` when it is another study's.
+    """
     record = read_or(file, {"study": study.study, "contrasts": [], "cells": {}, "evaluated": {}})
-    if record["study"] != study.study: raise PipelineError(f"{file}: belongs to study {record['study']}, not {study.study}; give another --output-dir")
+    if record["study"] != study.study:
+        raise PipelineError(
+            f"{file}: belongs to study {record['study']}, not {study.study}; give another"
+            " --output-dir"
+        )
     c, ids = study.contrast, {cell.experiment: key_of(cell.config) for cell in cells}
-    wanted = [("primary", c.control, c.treatment)] + [("ablation", name, c.treatment) for name in ids if name not in (c.control, c.treatment)]
-    known = [{k: v for k, v in contrast.items() if k != "seen_before"} for contrast in record["contrasts"]]
+    wanted = [("primary", c.control, c.treatment)] + [
+        ("ablation", name, c.treatment) for name in ids if name not in (c.control, c.treatment)
+    ]
+    known = [
+        {k: v for k, v in contrast.items() if k != "seen_before"}
+        for contrast in record["contrasts"]
+    ]
     for role, control, treatment in wanted:
-        contrast = {"role": role, "control": control, "treatment": treatment, "smallest_effect": c.smallest_effect, "configurations": [ids[control], ids[treatment]]}
-        if contrast not in known: record["contrasts"].append(contrast | {"seen_before": [cell.name for cell in cells if cell.experiment in (control, treatment) and manifest(cell)]})
+        contrast = {
+            "role": role,
+            "control": control,
+            "treatment": treatment,
+            "smallest_effect": c.smallest_effect,
+            "configurations": [ids[control], ids[treatment]],
+        }
+        if contrast not in known:
+            record["contrasts"].append(
+                contrast
+                | {
+                    "seen_before": [
+                        cell.name
+                        for cell in cells
+                        if cell.experiment in (control, treatment) and manifest(cell)
+                    ]
+                }
+            )
     note(file, record, cells)
     return record
 
 
 def note(file: Path, record: dict[str, Any], cells: list[Cell]):
-    "Write down how the cells stand."
-    for c in cells: record["cells"].setdefault(c.id, {"failures": []}).update({"experiment": c.experiment, "seed": c.seed, "key": c.key, "state": state(c)})
+    """Write down how the cells stand."""
+    for c in cells:
+        record["cells"].setdefault(c.id, {"failures": []}).update(
+            {"experiment": c.experiment, "seed": c.seed, "key": c.key, "state": state(c)}
+        )
     write_json(file, record)
 
 # %% ../../nbs/study/cells.ipynb #cell-15
 def late(record: dict[str, Any]) -> list[str]:
-    "A line for each contrast that was declared when some of its cells had results."
-    return [f"{c['treatment']} against {c['control']} ({c['role']}, smallest effect {c['smallest_effect']:g}): declared when {len(c['seen_before'])} of its cells had been seen" for c in record["contrasts"] if c["seen_before"]]
+    """A line for each contrast that was declared when some of its cells had results."""
+    return [
+        f"{c['treatment']} against {c['control']} ({c['role']}, smallest effect"
+        f" {c['smallest_effect']:g}): declared when {len(c['seen_before'])} of its cells had been"
+        " seen"
+        for c in record["contrasts"]
+        if c["seen_before"]
+    ]
 
 
 def forget(record: dict[str, Any], cell: Cell):
-    "Make a failed cell new; that it failed stays on record."
+    """Make a failed cell new; that it failed stays on record."""
     record["cells"][cell.id]["failures"].append(manifest(cell)["error"])
     (cell.report / "manifest.json").unlink()
     shutil.rmtree(cell.folder, ignore_errors=True)

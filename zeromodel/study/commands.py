@@ -10,106 +10,157 @@ __all__ = ['study_app', 'print_summary', 'study_analyse', 'study_run', 'study_pr
 # %% ../../nbs/study/commands.ipynb #cell-03
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from typer.core import TyperCommand
 
 from ..mistakes import one_line_errors
 
-study_app = typer.Typer(help="The active study (params.yaml): run it, look at it, compare it; and the stages that DVC calls.", no_args_is_help=True)
+study_app = typer.Typer(
+    help=(
+        "The active study (params.yaml): run it, look at it, compare it; and the stages that DVC"
+        " calls."
+    ),
+    no_args_is_help=True,
+)
 
 # %% ../../nbs/study/commands.ipynb #cell-05
 def print_summary(report: Path):
-    "Accuracy by experiment with intervals, and the verdict."
+    """Accuracy by experiment with intervals, and the verdict."""
     from zeromodel.training.checkpoints import read_json
+
     s = read_json(report / "summary.json")
     typer.echo(f"\nAccuracy at depth {s['deepest_depth']}, mean over seeds [95% interval]:")
-    show, size = lambda x: "  –  " if x is None else f"{x:.3f}", lambda n: "–" if n is None else f"{n:,}"
+    show, size = (
+        lambda x: "  –  " if x is None else f"{x:.3f}",
+        lambda n: "–" if n is None else f"{n:,}",
+    )
     for name, r in s["experiments"].items():
-        typer.echo(f"  {name:<20} {show(r['deepest'])} [{show(r['lower'])}, {show(r['upper'])}]  {size(r['parameters']):>9} parameters, {r['seeds']} seeds" + "".join(f", {r[k]} {k.upper()}" for k in ("failed", "missing") if r[k]))
-    typer.echo(f"Verdict: {s['contrast']['treatment']} better than {s['contrast']['control']}: {s['verdict']}. Report: {report / 'index.html'}")
+        typer.echo(
+            f"  {name:<20} {show(r['deepest'])} [{show(r['lower'])}, {show(r['upper'])}] "
+            f" {size(r['parameters']):>9} parameters, {r['seeds']} seeds"
+            + "".join(f", {r[k]} {k.upper()}" for k in ("failed", "missing") if r[k])
+        )
+    typer.echo(
+        f"Verdict: {s['contrast']['treatment']} better than {s['contrast']['control']}:"
+        f" {s['verdict']}. Report: {report / 'index.html'}"
+    )
 
 
 @study_app.command("analyse")
 def study_analyse():
-    "Figures and page again from the committed runs; nothing is trained, no data needed. Example: zeromodel study analyse"
+    """Figures and page again from the committed runs; nothing is trained, no data needed.
+
+    Example: zeromodel study analyse
+    """
     with one_line_errors():
         from zeromodel.study.pipeline import report_folder, run_notebook, study_name
         from zeromodel.study.report import write_report
+
         study = study_name()
-        for notebook in sorted(Path("nbs/analysis").glob("*.ipynb")): run_notebook(study, notebook.stem)
+        for notebook in sorted(Path("nbs/analysis").glob("*.ipynb")):
+            run_notebook(study, notebook.stem)
         write_report(report_folder(study))
         print_summary(report_folder(study))
 
 # %% ../../nbs/study/commands.ipynb #cell-06
 @study_app.command("run")
 def study_run():
-    "params.yaml to the finished report: check everything, then run what has changed. Example: zeromodel study run"
+    """params.yaml to the finished report: check everything, then run what has changed.
+
+    Example: zeromodel study run
+    """
     with one_line_errors():
         from zeromodel.study.pipeline import report_folder, study_name
         from zeromodel.study.reproduce import reproduce
+
         reproduce()
         print_summary(report_folder(study_name()))
 
 
 @study_app.command("prepare")
 def study_prepare():
-    "Everything before training: params.yaml checked and resolved, the problems drawn. Then `zeromodel train` can be called. Example: zeromodel study prepare"
+    """Everything before training: params.yaml checked and resolved, the problems drawn.
+
+    Then `zeromodel train` can be called. Example: zeromodel study prepare
+    """
     with one_line_errors():
         from zeromodel.study.reproduce import reproduce
+
         reproduce("configs", "problems")
 
 
 @study_app.command("check")
 def study_check():
-    "Check params.yaml and say what would run. Example: zeromodel study check"
+    """Check params.yaml and say what would run. Example: zeromodel study check"""
     with one_line_errors():
         from zeromodel.study.experiments import read_study
+
         study, configs = read_study()
         typer.echo(f"study {study.study}: {len(configs)} experiments × {len(study.seeds)} seeds")
 
 # %% ../../nbs/study/commands.ipynb #cell-07
 @study_app.command("show")
 def study_show(experiment: str):
-    "The resolved configuration of one experiment, and where each value was set. Example: zeromodel study show mla_lru_adaptive"
+    """The resolved configuration of one experiment, and where each value was set.
+
+    Example: zeromodel study show mla_lru_adaptive
+    """
     with one_line_errors():
         from zeromodel.model.parts import check_choice
         from zeromodel.study.experiments import StudyError, origins, read_study
+
         study, _ = read_study()
-        try: check_choice("experiment", experiment, tuple(study.experiments))
-        except ValueError as e: raise StudyError(str(e)) from None
-        rows = [(key, str(value), where) for key, (value, where) in origins(study, experiment).items()]
+        try:
+            check_choice("experiment", experiment, tuple(study.experiments))
+        except ValueError as e:
+            raise StudyError(str(e)) from None
+        rows = [
+            (key, str(value), where) for key, (value, where) in origins(study, experiment).items()
+        ]
         wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
-        for key, value, where in rows: typer.echo(f"{key:<{wide[0]}}  {value:<{wide[1]}}  {where}")
+        for key, value, where in rows:
+            typer.echo(f"{key:<{wide[0]}}  {value:<{wide[1]}}  {where}")
 
 
 @study_app.command("use")
 def study_use(name: str):
-    "Make a study the active one: params.yaml becomes studies/NAME.yaml and studies/experiments.yaml, one after the other. Example: zeromodel study use micro"
+    """Make a study the active one: params.yaml becomes studies/NAME.yaml and
+    studies/experiments.yaml, one after the other. Example: zeromodel study use micro
+    """
     with one_line_errors():
         from zeromodel.study.experiments import compose
         from zeromodel.training.checkpoints import write_atomically
+
         write_atomically(Path("params.yaml"), compose(name))
-        typer.echo(f"params.yaml is study {name} now; 'git diff params.yaml' shows what has changed")
+        typer.echo(
+            f"params.yaml is study {name} now; 'git diff params.yaml' shows what has changed"
+        )
 
 # %% ../../nbs/study/commands.ipynb #cell-08
 @study_app.command("compare")
 def study_compare(
-    a: Annotated[str, typer.Argument(help="A study in reports/, a folder of results, or a commit.")],
+    a: Annotated[
+        str, typer.Argument(help="A study in reports/, a folder of results, or a commit.")
+    ],
     b: Annotated[str, typer.Argument(help="Another one.")],
 ):
-    "What was changed between two studies or two commits, and whether the difference is more than noise. Example: zeromodel study compare HEAD~5 HEAD"
+    """What was changed between two studies or two commits, and whether the difference is more
+    than noise. Example: zeromodel study compare HEAD~5 HEAD
+    """
     with one_line_errors():
         from zeromodel.study.compare import compare
+
         typer.echo(compare(a, b))
 
 # %% ../../nbs/study/commands.ipynb #cell-11
 def joined(args: list[str], names: tuple[str, ...] = ("--seeds", "--experiments")) -> list[str]:
-    "The arguments with the values of `names` made one each: `--seeds 1 2` is `--seeds 1,2`."
+    """The arguments with the values of `names` made one each: `--seeds 1 2` is `--seeds 1,2`."""
     found, inside = [], False
     for arg in args:
-        if inside and not arg.startswith("-") and found[-1] not in names: found[-1] += f",{arg}"
+        if inside and not arg.startswith("-") and found[-1] not in names:
+            found[-1] += f",{arg}"
         else:
             inside = arg in names if arg.startswith("-") else inside
             found.append(arg)
@@ -117,59 +168,139 @@ def joined(args: list[str], names: tuple[str, ...] = ("--seeds", "--experiments"
 
 
 class Lists(TyperCommand):
-    "A command whose lists may have spaces."
-    def parse_args(self, ctx, args): return super().parse_args(ctx, joined(args))
+    """A command whose lists may have spaces."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, joined(args))
 
 
-def listed(text: str) -> list[str]: return [part.strip() for part in text.split(",") if part.strip()]
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def seeds_in(text: str) -> list[int]:
-    "The seeds in `0,1,2`."
+    """The seeds in `0,1,2`."""
     from zeromodel.study.pipeline import PipelineError
-    if wrong := [part for part in listed(text) if not part.isdecimal()]: raise PipelineError(f"seed '{wrong[0]}': expected whole numbers such as 0,1,2")
+
+    if wrong := [part for part in listed(text) if not part.isdecimal()]:
+        raise PipelineError(f"seed '{wrong[0]}': expected whole numbers such as 0,1,2")
     return [int(part) for part in listed(text)]
 
 # %% ../../nbs/study/commands.ipynb #cell-13
 def print_cells(cells: list, died: list[str]):
-    "What did not end well, and what the report leaves out."
+    """What did not end well, and what the report leaves out."""
     from zeromodel.study.cells import manifest, state
+
     for c in cells:
-        if state(c) == "failed": typer.secho(f"zeromodel: {c.name} failed: {manifest(c)['error']} (--retry-failed trains it again)", err=True, fg=typer.colors.RED)
-    for what, why in {"other settings": "are of other settings or other code and left out", "new": "were not trained", "begun": "were begun and not finished"}.items():
-        if names := [c.name for c in cells if state(c) == what]: typer.echo(f"{len(names)} cells {why}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}", err=True)
-    for name in died: typer.secho(f"zeromodel: the process of {name} died; what it had done is kept, and the next call goes on from there", err=True, fg=typer.colors.RED)
+        if state(c) == "failed":
+            typer.secho(
+                f"zeromodel: {c.name} failed: {manifest(c)['error']} (--retry-failed trains it"
+                " again)",
+                err=True,
+                fg=typer.colors.RED,
+            )
+    for what, why in {
+        "other settings": "are of other settings or other code and left out",
+        "new": "were not trained",
+        "begun": "were begun and not finished",
+    }.items():
+        if names := [c.name for c in cells if state(c) == what]:
+            typer.echo(
+                f"{len(names)} cells {why}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}",
+                err=True,
+            )
+    for name in died:
+        typer.secho(
+            f"zeromodel: the process of {name} died; what it had done is kept, and the next call"
+            " goes on from there",
+            err=True,
+            fg=typer.colors.RED,
+        )
 
 # %% ../../nbs/study/commands.ipynb #cell-14
 def ablation(
-    config: Annotated[Path, typer.Option(help="The study, a file such as params.yaml or studies/micro.yaml.")] = Path("params.yaml"),
-    experiments: Annotated[str, typer.Option(help="Some of its experiments, such as baseline,mla_only; default: those that it runs.")] = "",
+    config: Annotated[
+        Path, typer.Option(help="The study, a file such as params.yaml or studies/micro.yaml.")
+    ] = Path("params.yaml"),
+    experiments: Annotated[
+        str,
+        typer.Option(
+            help="Some of its experiments, such as baseline,mla_only; default: those that it runs."
+        ),
+    ] = "",
     seeds: Annotated[str, typer.Option(help="Some of its seeds, such as 0,1; default: all.")] = "",
-    output_dir: Annotated[Optional[Path], typer.Option(help="Where ablation.json, tables and report go; default: reports/STUDY.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="List what would be trained, and how long that takes; write nothing.")] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Train cells again whose loss was no longer a number.")] = False,
-    at_once: Annotated[Optional[int], typer.Option(min=1, help="Runs at the same time; default: as many as there are cores.")] = None,
-    report_only: Annotated[bool, typer.Option(help="Tables and report from --results-dir; no data, weights or params.yaml needed.")] = False,
-    results_dir: Annotated[Optional[Path], typer.Option(help="A folder such as reports/nano, or a copy of it; default: that of the active study.")] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where ablation.json, tables and report go; default: reports/STUDY."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(help="List what would be trained, and how long that takes; write nothing."),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Train cells again whose loss was no longer a number.")
+    ] = False,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; default: as many as there are cores."),
+    ] = None,
+    report_only: Annotated[
+        bool,
+        typer.Option(
+            help="Tables and report from --results-dir; no data, weights or params.yaml needed."
+        ),
+    ] = False,
+    results_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "A folder such as reports/nano, or a copy of it; default: that of the active study."
+            )
+        ),
+    ] = None,
     latex: Annotated[bool, typer.Option(help="Print the table as LaTeX (booktabs).")] = False,
 ):
-    "Train what is missing of a study, with a live table, and report. Example: zeromodel ablation --experiments baseline,mla_only --seeds 0,1 --dry-run"
+    """Train what is missing of a study, with a live table, and report.
+
+    Example: zeromodel ablation --experiments baseline,mla_only --seeds 0,1 --dry-run
+    """
     with one_line_errors():
-        from zeromodel.study import ablation as a, cells
+        from zeromodel.study import ablation as a
+        from zeromodel.study import cells
         from zeromodel.study.pipeline import report_folder, study_name
-        if dry_run: return typer.echo(cells.dry_run(config, listed(experiments), seeds_in(seeds), retry_failed))
-        if report_only: folder, died, known = a.gather(results_dir or report_folder(study_name()), output_dir), [], []
-        else: folder, died, known = a.ablate(config, output_dir, listed(experiments), seeds_in(seeds), retry_failed, at_once or os.cpu_count())
+
+        if dry_run:
+            return typer.echo(
+                cells.dry_run(config, listed(experiments), seeds_in(seeds), retry_failed)
+            )
+        if report_only:
+            folder, died, known = (
+                a.gather(results_dir or report_folder(study_name()), output_dir),
+                [],
+                [],
+            )
+        else:
+            folder, died, known = a.ablate(
+                config,
+                output_dir,
+                listed(experiments),
+                seeds_in(seeds),
+                retry_failed,
+                at_once or os.cpu_count(),
+            )
         print_cells(known, died)
         tables = a.conclude(folder)
         typer.echo(tables["tex" if latex else "txt"], nl=False)
-        if not latex: print_summary(folder)
-    if died: raise typer.Exit(1)
+        if not latex:
+            print_summary(folder)
+    if died:
+        raise typer.Exit(1)
 
 # %% ../../nbs/study/commands.ipynb #cell-16
 @study_app.command("code", hidden=True)
 def study_code():
     from zeromodel.study.pipeline import write_code
+
     write_code()
 
 
@@ -177,6 +308,7 @@ def study_code():
 def study_configs():
     with one_line_errors():
         from zeromodel.study.pipeline import write_configs
+
         write_configs()
 
 
@@ -184,6 +316,7 @@ def study_configs():
 def study_problems():
     with one_line_errors():
         from zeromodel.study.pipeline import write_problems
+
         write_problems()
 
 # %% ../../nbs/study/commands.ipynb #cell-17
@@ -192,6 +325,7 @@ def study_speed():
     with one_line_errors():
         from zeromodel.study.measure import measure_experiments
         from zeromodel.study.pipeline import study_name
+
         measure_experiments(study_name())
 
 
@@ -199,4 +333,5 @@ def study_speed():
 def study_notebook(name: str):
     with one_line_errors():
         from zeromodel.study.pipeline import run_notebook, study_name
+
         run_notebook(study_name(), name)

@@ -27,99 +27,193 @@ from ..training.checkpoints import read_json
 
 # %% ../../nbs/study/compare.ipynb #cell-06
 def results_folder(folder: Path) -> Path:
-    "`folder`, if there are results of a study in it. Raises `PipelineError`."
-    if not (Path(folder) / "configs" / "study.json").exists(): raise PipelineError(f"{folder}: no results of a study; a folder such as reports/nano is expected, with configs/study.json in it")
+    """`folder`, if there are results of a study in it. Raises `PipelineError`."""
+    if not (Path(folder) / "configs" / "study.json").exists():
+        raise PipelineError(
+            f"{folder}: no results of a study; a folder such as reports/nano is expected, with"
+            " configs/study.json in it"
+        )
     return Path(folder)
 
 
 def deepest(report: Path) -> int:
-    "The deepest trained depth. Raises `PipelineError` when nothing was evaluated."
-    if not (depth := primary_scores(report, experiments_of(report))[1]): raise PipelineError(f"{report}: no run has been evaluated, there is nothing to report")
+    """The deepest trained depth. Raises `PipelineError` when nothing was evaluated."""
+    if not (depth := primary_scores(report, experiments_of(report))[1]):
+        raise PipelineError(f"{report}: no run has been evaluated, there is nothing to report")
     return depth
 
 # %% ../../nbs/study/compare.ipynb #cell-09
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    "The leaves of nested mappings, by their whole path."
-    if not isinstance(value, dict): return {path: value}
-    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}.{key}" if path else key).items()}
+    """The leaves of nested mappings, by their whole path."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in flat(inner, f"{path}.{key}" if path else key).items()
+    }
 
 
 def changes(a: Path, b: Path) -> list[tuple[str, str, Any, Any]]:
-    "Which experiments, key, old, new: of the study itself, and of the experiments that both have."
+    """Which experiments, key, old, new: of the study itself, and of the experiments that both
+    have.
+    """
     spec = [read_json(r / "configs" / "study.json") for r in (a, b)]
     both, found = [name for name in spec[0]["run"] if name in spec[1]["run"]], {}
+
     def differing(who: str, old: dict, new: dict):
         for key in dict.fromkeys([*old, *new]):
-            if (x := old.get(key, "–")) != (y := new.get(key, "–")): found.setdefault((key, str(x), str(y)), (x, y, []))[2].append(who)
+            if (x := old.get(key, "–")) != (y := new.get(key, "–")):
+                found.setdefault((key, str(x), str(y)), (x, y, []))[2].append(who)
+
     differing("the study", *map(flat, spec))
-    for name in both: differing(name, *(flat(read_json(r / "configs" / f"{name}.json")) for r in (a, b)))
-    return [("every experiment" if whom == both and len(both) > 1 else ", ".join(whom), key.removeprefix("config."), x, y) for (key, *_), (x, y, whom) in found.items()]
+    for name in both:
+        differing(name, *(flat(read_json(r / "configs" / f"{name}.json")) for r in (a, b)))
+    return [
+        (
+            "every experiment" if whom == both and len(both) > 1 else ", ".join(whom),
+            key.removeprefix("config."),
+            x,
+            y,
+        )
+        for (key, *_), (x, y, whom) in found.items()
+    ]
 
 # %% ../../nbs/study/compare.ipynb #cell-12
 def unpaired(a: pd.Series, b: pd.Series) -> dict[str, Any]:
-    "Mean of b minus mean of a, with Welch's interval and p; no test with fewer than three scores on a side."
-    row = {"kind": f"{len(a)} and {len(b)} seeds", "difference": b.mean() - a.mean(), "lower": np.nan, "upper": np.nan, "p": np.nan, "detectable": np.nan}
-    if min(len(a), len(b)) < 3 or a.std() + b.std() == 0: return row
+    """Mean of b minus mean of a, with Welch's interval and p; no test with fewer than three
+    scores on a side.
+    """
+    row = {
+        "kind": f"{len(a)} and {len(b)} seeds",
+        "difference": b.mean() - a.mean(),
+        "lower": np.nan,
+        "upper": np.nan,
+        "p": np.nan,
+        "detectable": np.nan,
+    }
+    if min(len(a), len(b)) < 3 or a.std() + b.std() == 0:
+        return row
     test = stats.ttest_ind(b, a, equal_var=False)
-    return row | {"p": float(test.pvalue)} | dict(zip(("lower", "upper"), map(float, test.confidence_interval())))
+    return (
+        row
+        | {"p": float(test.pvalue)}
+        | dict(zip(("lower", "upper"), map(float, test.confidence_interval()), strict=True))
+    )
 
 
 def difference(a: pd.Series, b: pd.Series) -> dict[str, Any]:
-    "One experiment on both sides, its scores by seed."
-    if a.index.tolist() != b.index.tolist(): return unpaired(a.dropna(), b.dropna())
+    """One experiment on both sides, its scores by seed."""
+    if a.index.tolist() != b.index.tolist():
+        return unpaired(a.dropna(), b.dropna())
     r = paired_comparison(a, b)
-    testable = not (r.test == "permutation" and r.min_attainable_p > r.alpha)      # or no p value could be small enough
-    return {"kind": f"{r.n} seeds, paired", "difference": r.difference, "lower": r.lower, "upper": r.upper, "p": r.p_value if testable else np.nan, "detectable": r.minimum_detectable_effect}
+    # or no p value could be small enough
+    testable = not (r.test == "permutation" and r.min_attainable_p > r.alpha)
+    return {
+        "kind": f"{r.n} seeds, paired",
+        "difference": r.difference,
+        "lower": r.lower,
+        "upper": r.upper,
+        "p": r.p_value if testable else np.nan,
+        "detectable": r.minimum_detectable_effect,
+    }
 
 # %% ../../nbs/study/compare.ipynb #cell-13
 def words(r: dict[str, Any], alpha: float = 0.05) -> str:
-    "What a difference means."
-    if np.isnan(r["difference"]): return "no finished run to compare"
-    if np.isnan(r["p"]): return "too few seeds to tell it from noise"
-    if r["adjusted"] <= alpha: return f"more than noise: {'better' if r['difference'] > 0 else 'worse'}"
-    if r["difference"] == 0 and r["lower"] == r["upper"]: return "the same in every seed"
-    found = f"; a true difference of {r['detectable']:.3f} would be found four times out of five" if np.isfinite(r["detectable"]) else ""
+    """What a difference means."""
+    if np.isnan(r["difference"]):
+        return "no finished run to compare"
+    if np.isnan(r["p"]):
+        return "too few seeds to tell it from noise"
+    if r["adjusted"] <= alpha:
+        return f"more than noise: {'better' if r['difference'] > 0 else 'worse'}"
+    if r["difference"] == 0 and r["lower"] == r["upper"]:
+        return "the same in every seed"
+    found = (
+        f"; a true difference of {r['detectable']:.3f} would be found four times out of five"
+        if np.isfinite(r["detectable"])
+        else ""
+    )
     return f"no more than noise{found}"
 
 
 def differences(a: Path, b: Path) -> tuple[pd.DataFrame, int]:
-    "A row for every experiment that both have, b minus a; and the depth, the deepest that both were trained for."
+    """A row for every experiment that both have, b minus a; and the depth, the deepest that both
+    were trained for.
+    """
     depth = min(deepest(a), deepest(b))
     old, new = by_seed(a, depth), by_seed(b, depth)
-    seeds = lambda r, name: read_json(r / "configs" / f"{name}.json")["seeds"]
-    rows = [{"experiment": name} | difference(old[name].reindex(seeds(a, name)), new[name].reindex(seeds(b, name))) for name in old if name in new]
+
+    def seeds(r, name):
+        return read_json(r / "configs" / f"{name}.json")["seeds"]
+
+    rows = [
+        {"experiment": name}
+        | difference(old[name].reindex(seeds(a, name)), new[name].reindex(seeds(b, name)))
+        for name in old
+        if name in new
+    ]
     adjusted = multiple_comparison_correction([r["p"] for r in rows], "holm")[0] if rows else []
-    rows = [r | {"adjusted": float(p)} for r, p in zip(rows, adjusted)]
+    rows = [r | {"adjusted": float(p)} for r, p in zip(rows, adjusted, strict=True)]
     return pd.DataFrame([r | {"words": words(r)} for r in rows]), depth
 
 # %% ../../nbs/study/compare.ipynb #cell-16
-def git(*command: str) -> subprocess.CompletedProcess: return subprocess.run(["git", *command], capture_output=True)
+def git(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", *command], capture_output=True)
 
 
 @contextmanager
 def results(name: str) -> Iterator[Path]:
-    "The folder of results that `name` means: a folder, a study in reports/, or the active study at a commit. Raises `PipelineError`."
+    """The folder of results that `name` means: a folder, a study in reports/, or the active
+    study at a commit. Raises `PipelineError`.
+    """
     for folder in (Path(name), report_folder(name)):
-        if (folder / "configs" / "study.json").exists(): yield folder; return
+        if (folder / "configs" / "study.json").exists():
+            yield folder
+            return
     if git("rev-parse", "--verify", "--quiet", "--end-of-options", name + "^{commit}").returncode:
         studies = [p.parts[-3] for p in Path("reports").glob("*/configs/study.json")]
-        raise PipelineError(f"{name}: neither a folder of results nor a study in reports/ nor a commit; {nearest(name, studies)}")
+        raise PipelineError(
+            f"{name}: neither a folder of results nor a study in reports/ nor a commit;"
+            f" {nearest(name, studies)}"
+        )
     where = report_folder(study_name()).as_posix()
     archive = git("archive", "--format=tar", name, where)
-    if archive.returncode: raise PipelineError(f"{name}: there is no {where} at this commit")
+    if archive.returncode:
+        raise PipelineError(f"{name}: there is no {where} at this commit")
     with TemporaryDirectory() as folder:
         tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(folder, filter="data")
         yield results_folder(Path(folder) / where)
 
 # %% ../../nbs/study/compare.ipynb #cell-17
 def compare(a: str, b: str) -> str:
-    "Two studies, or two commits, as text."
+    """Two studies, or two commits, as text."""
     with ExitStack() as stack:
         old, new = (stack.enter_context(results(name)) for name in (a, b))
         changed, (table, depth) = changes(old, new), differences(old, new)
-    lines = [f"Changed from {a} to {b}:", *(f"  {who}: {key}: {x} -> {y}" for who, key, x, y in changed)] if changed else [f"{a} and {b} have the same configurations."]
-    lines += ["", f"Accuracy at depth {depth}, {b} minus {a} [95% interval], p, p adjusted for {len(table)} comparisons:"]
-    show = lambda x, form: format(x, form) if np.isfinite(x) else "–"
+    lines = (
+        [
+            f"Changed from {a} to {b}:",
+            *(f"  {who}: {key}: {x} -> {y}" for who, key, x, y in changed),
+        ]
+        if changed
+        else [f"{a} and {b} have the same configurations."]
+    )
+    lines += [
+        "",
+        (
+            f"Accuracy at depth {depth}, {b} minus {a} [95% interval], p, p adjusted for"
+            f" {len(table)} comparisons:"
+        ),
+    ]
+
+    def show(x, form):
+        return format(x, form) if np.isfinite(x) else "–"
+
     for r in table.to_dict("records"):
-        lines.append(f"  {r['experiment']:<24} {show(r['difference'], '+.3f')} [{show(r['lower'], '+.3f')}, {show(r['upper'], '+.3f')}]  p = {show(r['p'], '.3g')}, {show(r['adjusted'], '.3g')}  ({r['kind']})  {r['words']}")
+        lines.append(
+            f"  {r['experiment']:<24} {show(r['difference'], '+.3f')} [{show(r['lower'], '+.3f')},"
+            f" {show(r['upper'], '+.3f')}]  p = {show(r['p'], '.3g')}, {show(r['adjusted'], '.3g')}"
+            f"  ({r['kind']})  {r['words']}"
+        )
     return "\n".join(lines if len(table) else [*lines, "  no experiment is in both"])

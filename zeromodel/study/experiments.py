@@ -26,19 +26,31 @@ from ..training.settings import RunConfig, TrainingConfig
 # %% ../../nbs/study/experiments.ipynb #cell-06
 @dataclass
 class Problems:
-    "The problems of a study. Raises `ValueError`."
-    suite: str                    # sizes, and the frozen test file
-    levels: dict[int, float]      # proportions in training
-    train: int                    # number of problems
+    """The problems of a study. Raises `ValueError`."""
+
+    suite: str  # sizes, and the frozen test file
+    levels: dict[int, float]  # proportions in training
+    train: int  # number of problems
     validation: int
-    forward: float = 0.0          # share of problems whose rules are listed in an order in which they can be evaluated
+    # share of problems whose rules are listed in an order in which they can be evaluated
+    forward: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
         check_choice("suite", self.suite, tuple(SUITES))
         check_positive(self, "train", "validation")
-        check(bool(self.levels) and set(self.levels) <= set(LEVELS), "levels", sorted(self.levels), "must be some of 1, 2, 3, 4")
-        check(all(w > 0 for w in self.levels.values()), "levels", self.levels, "proportions must be positive")
+        check(
+            bool(self.levels) and set(self.levels) <= set(LEVELS),
+            "levels",
+            sorted(self.levels),
+            "must be some of 1, 2, 3, 4",
+        )
+        check(
+            all(w > 0 for w in self.levels.values()),
+            "levels",
+            self.levels,
+            "proportions must be positive",
+        )
         check(0 <= self.forward <= 1, "forward", self.forward, "must lie in [0, 1]")
 
 # %% ../../nbs/study/experiments.ipynb #9f3c667d
@@ -47,22 +59,40 @@ MODEL_KEYS = {f.name: f.type for f in fields(ModelSizes) if f.name != "vocab_siz
 
 @dataclass
 class Match:
-    "Solve for sizes, the coarse one first, so that the model costs as much as another experiment's: parameters within 1%, or FLOPs for a token of training within 2%. Raises `ValueError`."
+    """Solve for sizes, the coarse one first, so that the model costs as much as another
+    experiment's: parameters within 1%, or FLOPs for a token of training within 2%. Raises
+    `ValueError`.
+    """
+
     parameters_of: str | None = None
     flops_of: str | None = None
     keys: list[str] = field(default_factory=lambda: ["intermediate_size"])
 
     def __post_init__(self):
-        check(bool(self.keys) and set(self.keys) <= set(MODEL_KEYS), "keys", self.keys, "must name sizes of the model, at least one")
-        check((self.parameters_of is None) != (self.flops_of is None), "parameters_of, flops_of", (self.parameters_of, self.flops_of), "give exactly one of them")
+        check(
+            bool(self.keys) and set(self.keys) <= set(MODEL_KEYS),
+            "keys",
+            self.keys,
+            "must name sizes of the model, at least one",
+        )
+        check(
+            (self.parameters_of is None) != (self.flops_of is None),
+            "parameters_of, flops_of",
+            (self.parameters_of, self.flops_of),
+            "give exactly one of them",
+        )
 
     @property
-    def other(self) -> str: return self.parameters_of or self.flops_of
+    def other(self) -> str:
+        return self.parameters_of or self.flops_of
 
 
 @dataclass
 class Experiment:
-    "What one experiment changes: keys of the model and of the training; sizes of the model as multiples of the study's; sizes that are solved for."
+    """What one experiment changes: keys of the model and of the training; sizes of the model as
+    multiples of the study's; sizes that are solved for.
+    """
+
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
@@ -71,156 +101,311 @@ class Experiment:
 # %% ../../nbs/study/experiments.ipynb #5d052f1d
 @dataclass
 class Contrast:
-    "The question of the study: is `treatment` better than `control` at the deepest trained depth?"
+    """The question of the study: is `treatment` better than `control` at the deepest trained
+    depth?
+    """
+
     control: str
     treatment: str
     smallest_effect: float = 0.05
 
-    def __post_init__(self): check(0 <= self.smallest_effect < float("inf"), "smallest_effect", self.smallest_effect, "must be at least 0")
+    def __post_init__(self):
+        check(
+            0 <= self.smallest_effect < float("inf"),
+            "smallest_effect",
+            self.smallest_effect,
+            "must be at least 0",
+        )
 
 # %% ../../nbs/study/experiments.ipynb #972a2190
 @dataclass
 class Study:
-    "The content of `params.yaml`. Raises `ValueError`."
+    """The content of `params.yaml`. Raises `ValueError`."""
+
     study: str
     seeds: list[int]
-    run: list[str]                       # experiments to run, in the order of the report
+    run: list[str]  # experiments to run, in the order of the report
     contrast: Contrast
     problems: Problems
-    model: dict[str, Any]                # base: keys of `ModelSizes`
-    training: dict[str, Any]             # base: keys of `TrainingConfig`
+    model: dict[str, Any]  # base: keys of `ModelSizes`
+    training: dict[str, Any]  # base: keys of `TrainingConfig`
     experiments: dict[str, Experiment]
 
     def __post_init__(self):
-        check(bool(re.fullmatch("[a-z0-9_-]+", self.study)), "study", self.study, "must be made of a-z, 0-9, _ and -: it names a folder")
-        check(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0, "seeds", self.seeds, "must be different whole numbers of at least 0")
-        check(bool(self.run) and len(set(self.run)) == len(self.run), "run", self.run, "must name at least one experiment, each once")
-        for name in self.run: check_choice("run", name, tuple(self.experiments))
-        for name in self.experiments: check(bool(re.fullmatch("[A-Za-z0-9_-]+", name)) and name not in ("study", "problems"), "experiments", name, "must be made of letters, digits, _ and -, and be neither study nor problems: it names files")
-        for role in ("control", "treatment"): check_choice(f"contrast.{role}", getattr(self.contrast, role), tuple(self.run))
-        check(self.contrast.control != self.contrast.treatment, "contrast.treatment", self.contrast.treatment, "must be another experiment than contrast.control")
+        check(
+            bool(re.fullmatch("[a-z0-9_-]+", self.study)),
+            "study",
+            self.study,
+            "must be made of a-z, 0-9, _ and -: it names a folder",
+        )
+        check(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0,
+            "seeds",
+            self.seeds,
+            "must be different whole numbers of at least 0",
+        )
+        check(
+            bool(self.run) and len(set(self.run)) == len(self.run),
+            "run",
+            self.run,
+            "must name at least one experiment, each once",
+        )
+        for name in self.run:
+            check_choice("run", name, tuple(self.experiments))
+        for name in self.experiments:
+            check(
+                bool(re.fullmatch("[A-Za-z0-9_-]+", name)) and name not in ("study", "problems"),
+                "experiments",
+                name,
+                "must be made of letters, digits, _ and -, and be neither study nor problems: it"
+                " names files",
+            )
+        for role in ("control", "treatment"):
+            check_choice(f"contrast.{role}", getattr(self.contrast, role), tuple(self.run))
+        check(
+            self.contrast.control != self.contrast.treatment,
+            "contrast.treatment",
+            self.contrast.treatment,
+            "must be another experiment than contrast.control",
+        )
         for name, experiment in self.experiments.items():
-            if experiment.match: check_choice(f"experiments.{name}.match", experiment.match.other, tuple(e for e in self.experiments if self.experiments[e].match is None))
+            if experiment.match:
+                check_choice(
+                    f"experiments.{name}.match",
+                    experiment.match.other,
+                    tuple(e for e in self.experiments if self.experiments[e].match is None),
+                )
 
 # %% ../../nbs/study/experiments.ipynb #cell-12
 class StudyError(ValueError):
-    "`params.yaml` cannot be; the message says where and what would be."
+    """`params.yaml` cannot be; the message says where and what would be."""
 
 
-def inside(path: str, key: Any) -> str: return f"{path}.{key}" if path else str(key)
+def inside(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    "`value` as a `kind`. Raises `StudyError`."
+    """`value` as a `kind`. Raises `StudyError`."""
     dataclasses = [t for t in (kind, *get_args(kind)) if is_dataclass(t)]
-    if get_origin(kind) is dict and dataclasses and isinstance(value, dict): return {k: build(dataclasses[0], v, inside(path, k)) for k, v in value.items()}
-    if dataclasses and value is not None: return build(dataclasses[0], value, path)
-    try: return TypeAdapter(kind).validate_python(value, strict=True)
+    if get_origin(kind) is dict and dataclasses and isinstance(value, dict):
+        return {k: build(dataclasses[0], v, inside(path, k)) for k, v in value.items()}
+    if dataclasses and value is not None:
+        return build(dataclasses[0], value, path)
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as e:
         first = e.errors()[0]
         raise StudyError(f"{path}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 # %% ../../nbs/study/experiments.ipynb #cell-13
 def check_keys(data: Any, known: list[str], path: str):
-    "Raise `StudyError` unless `data` is a mapping with `known` keys only."
-    if not isinstance(data, dict): raise StudyError(f"{path or 'params.yaml'}: expected keys and values, got {data!r}")
+    """Raise `StudyError` unless `data` is a mapping with `known` keys only."""
+    if not isinstance(data, dict):
+        raise StudyError(f"{path or 'params.yaml'}: expected keys and values, got {data!r}")
     for key in data:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1, cutoff=0.5)
-            raise StudyError(f"{inside(path, key)}: no such key" + (f"; did you mean {inside(path, near[0])}?" if near else f"; known are {', '.join(known)}"))
+            raise StudyError(
+                f"{inside(path, key)}: no such key"
+                + (
+                    f"; did you mean {inside(path, near[0])}?"
+                    if near
+                    else f"; known are {', '.join(known)}"
+                )
+            )
 
 
 def build(cls: type, data: Any, path: str = "") -> Any:
-    "An instance of the dataclass `cls` from plain data. Raises `StudyError`."
+    """An instance of the dataclass `cls` from plain data. Raises `StudyError`."""
     kinds = get_type_hints(cls)
     check_keys(data, list(kinds), path)
     for f in fields(cls):
-        if f.name not in data and f.default is MISSING and f.default_factory is MISSING: raise StudyError(f"{inside(path, f.name)}: missing")
+        if f.name not in data and f.default is MISSING and f.default_factory is MISSING:
+            raise StudyError(f"{inside(path, f.name)}: missing")
     values = {k: convert(kinds[k], v, inside(path, k)) for k, v in data.items()}
-    try: return cls(**values)
-    except ValueError as e: raise e if isinstance(e, StudyError) else StudyError(inside(path, e)) from None
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise e if isinstance(e, StudyError) else StudyError(inside(path, e)) from None
 
 # %% ../../nbs/study/experiments.ipynb #cell-15
 def merge(base: dict, changes: dict) -> dict:
-    "`base` with `changes` laid over it, nested keys one by one."
-    return base | {k: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()}
+    """`base` with `changes` laid over it, nested keys one by one."""
+    return base | {
+        k: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v
+        for k, v in changes.items()
+    }
 
 # %% ../../nbs/study/experiments.ipynb #a0578817
-def vocab_size(study: Study) -> int: return len(vocabulary((suite := SUITES[study.problems.suite]).modulus, suite.num_names))
+def vocab_size(study: Study) -> int:
+    return len(vocabulary((suite := SUITES[study.problems.suite]).modulus, suite.num_names))
 
 
 def model_config(study: Study, name: str, model: dict[str, Any]) -> ModelSizes:
-    "The model of experiment `name`, as far as it can be counted. Raises `StudyError` with the path of the key that is wrong."
+    """The model of experiment `name`, as far as it can be counted.
+
+    Raises `StudyError` with the path of the key that is wrong.
+    """
     changes = study.experiments[name].model
-    where = lambda key: inside(f"experiments.{name}.model" if key in changes else "model", "")
+
+    def where(key):
+        return inside(f"experiments.{name}.model" if key in changes else "model", "")
+
     check_keys(study.model, list(MODEL_KEYS), "model")
     check_keys(changes, list(MODEL_KEYS), f"experiments.{name}.model")
-    for key, value in model.items(): convert(MODEL_KEYS[key], value, where(key) + key)
-    try: return ModelSizes(vocab_size=vocab_size(study), **model)
-    except ValueError as e: raise StudyError(where(str(e).partition("=")[0]) + str(e)) from None
+    for key, value in model.items():
+        convert(MODEL_KEYS[key], value, where(key) + key)
+    try:
+        return ModelSizes(vocab_size=vocab_size(study), **model)
+    except ValueError as e:
+        raise StudyError(where(str(e).partition("=")[0]) + str(e)) from None
 
 # %% ../../nbs/study/experiments.ipynb #674b7e54
 def own_model(study: Study, name: str) -> dict[str, Any]:
-    "The keys of the model of experiment `name` before anything is solved for. Raises `StudyError`."
+    """The keys of the model of experiment `name` before anything is solved for.
+
+    Raises `StudyError`.
+    """
     e = study.experiments[name]
     model = merge(study.model, e.model)
     for key, factor in e.scale.items():
-        if not isinstance(model.get(key), int): raise StudyError(f"experiments.{name}.scale.{key}: not a size that the study's model has")
-        if not 0 < factor < float("inf"): raise StudyError(f"experiments.{name}.scale.{key}={factor}: must be positive and finite")
+        if not isinstance(model.get(key), int):
+            raise StudyError(
+                f"experiments.{name}.scale.{key}: not a size that the study's model has"
+            )
+        if not 0 < factor < float("inf"):
+            raise StudyError(
+                f"experiments.{name}.scale.{key}={factor}: must be positive and finite"
+            )
         model[key] = round(factor * model[key])
     return model
 
 # %% ../../nbs/study/experiments.ipynb #dafdafbf
 def solved(study: Study, name: str, model: dict[str, Any]) -> dict[str, int]:
-    "The sizes that experiment `name` solves for. Raises `StudyError`."
+    """The sizes that experiment `name` solves for. Raises `StudyError`."""
     match = study.experiments[name].match
-    if match is None: return {}
-    other, keys = model_config(study, match.other, own_model(study, match.other)), model | {"vocab_size": vocab_size(study)}
-    cost, within, unit = (count_parameters, .01, "parameters") if match.parameters_of else (lambda c: count_flops(c, typical_length(SUITES[study.problems.suite])), .02, "FLOPs for a token")
-    try: return match_sizes(cost(other), keys, match.keys, cost, within, unit)
-    except ValueError as e: raise StudyError(f"experiments.{name}.match.{e}") from None
+    if match is None:
+        return {}
+    other, keys = (
+        model_config(study, match.other, own_model(study, match.other)),
+        model | {"vocab_size": vocab_size(study)},
+    )
+    cost, within, unit = (
+        (count_parameters, 0.01, "parameters")
+        if match.parameters_of
+        else (
+            lambda c: count_flops(c, typical_length(SUITES[study.problems.suite])),
+            0.02,
+            "FLOPs for a token",
+        )
+    )
+    try:
+        return match_sizes(cost(other), keys, match.keys, cost, within, unit)
+    except ValueError as e:
+        raise StudyError(f"experiments.{name}.match.{e}") from None
 
 
 def resolve(study: Study, name: str) -> RunConfig:
-    "The full configuration of experiment `name`. Raises `StudyError`."
+    """The full configuration of experiment `name`. Raises `StudyError`."""
     changes, model = study.experiments[name].training, own_model(study, name)
     model_config(study, name, model)
-    training = build(TrainingConfig, merge(study.training, changes), where := f"experiments.{name}.training" if changes else "training")
-    if training.batch_size > study.problems.train: raise StudyError(f"{where}.batch_size={training.batch_size}: there are only {study.problems.train} training problems (problems.train)")
-    shallowest = min(d for level in study.problems.levels for d in (difficulties(SUITES[study.problems.suite], level) if level in (1, 3) else [1]))
-    if training.curriculum and SUITES[study.problems.suite].query == "one" and training.curriculum.start < shallowest: raise StudyError(f"{where}.curriculum.start={training.curriculum.start}: the shallowest question has depth {shallowest}, there would be nothing to learn from")
-    return RunConfig(study.study, name, study.problems.suite, model | solved(study, name, model), training)
+    training = build(
+        TrainingConfig,
+        merge(study.training, changes),
+        where := f"experiments.{name}.training" if changes else "training",
+    )
+    if training.batch_size > study.problems.train:
+        raise StudyError(
+            f"{where}.batch_size={training.batch_size}: there are only {study.problems.train}"
+            " training problems (problems.train)"
+        )
+    shallowest = min(
+        d
+        for level in study.problems.levels
+        for d in (difficulties(SUITES[study.problems.suite], level) if level in (1, 3) else [1])
+    )
+    if (
+        training.curriculum
+        and SUITES[study.problems.suite].query == "one"
+        and training.curriculum.start < shallowest
+    ):
+        raise StudyError(
+            f"{where}.curriculum.start={training.curriculum.start}: the shallowest question has"
+            f" depth {shallowest}, there would be nothing to learn from"
+        )
+    return RunConfig(
+        study.study, name, study.problems.suite, model | solved(study, name, model), training
+    )
 
 # %% ../../nbs/study/experiments.ipynb #cell-19
 def origins(study: Study, name: str) -> dict[str, tuple[Any, str]]:
-    "Every key of the resolved configuration of experiment `name`: its value, and where it was set."
+    """Every key of the resolved configuration of experiment `name`: its value, and where it was
+    set.
+    """
     run, e = resolve(study, name), study.experiments[name]
     matched = f"solved for, as experiments.{name}.match says"
-    found = {f"model.{k}": (v, matched if e.match and k in e.match.keys else f"experiments.{name}.scale" if k in e.scale else f"experiments.{name}.model" if k in e.model else "model") for k, v in run.model.items()}
+    found = {
+        f"model.{k}": (
+            v,
+            matched
+            if e.match and k in e.match.keys
+            else f"experiments.{name}.scale"
+            if k in e.scale
+            else f"experiments.{name}.model"
+            if k in e.model
+            else "model",
+        )
+        for k, v in run.model.items()
+    }
+
     def walk(path: str, values: dict, base: dict, changes: dict):
         for k, v in values.items():
-            part = lambda d, k=k: d.get(k) if isinstance(d, dict) else None
-            if isinstance(v, dict): walk(f"{path}.{k}", v, part(base) or {}, part(changes) or {})
-            else: found[f"{path}.{k}"] = v, f"experiments.{name}.{path}" if k in (changes or {}) else path if k in (base or {}) else "default"
+
+            def part(d, k=k):
+                return d.get(k) if isinstance(d, dict) else None
+
+            if isinstance(v, dict):
+                walk(f"{path}.{k}", v, part(base) or {}, part(changes) or {})
+            else:
+                found[f"{path}.{k}"] = (
+                    v,
+                    f"experiments.{name}.{path}"
+                    if k in (changes or {})
+                    else path
+                    if k in (base or {})
+                    else "default",
+                )
+
     walk("training", asdict(run.training), study.training, e.training)
     return found
 
 # %% ../../nbs/study/experiments.ipynb #db153e54
 def read_study(path: Path = Path("params.yaml")) -> tuple[Study, dict[str, RunConfig]]:
-    "The study in `path` and the resolved configuration of every experiment that it runs; `experiments` may be in the file of that name beside it. Raises `StudyError`."
+    """The study in `path` and the resolved configuration of every experiment that it runs;
+    `experiments` may be in the file of that name beside it. Raises `StudyError`.
+    """
     shared = Path(path).with_name("experiments.yaml")
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "experiments" not in data and shared.exists(): data |= yaml.safe_load(shared.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError: raise StudyError(f"{path}: no such file; run from the root of the repository") from None
-    except yaml.YAMLError as e: raise StudyError(f"{path}: not YAML: {' '.join(str(e).split())}") from None
+        if isinstance(data, dict) and "experiments" not in data and shared.exists():
+            data |= yaml.safe_load(shared.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file; run from the root of the repository") from None
+    except yaml.YAMLError as e:
+        raise StudyError(f"{path}: not YAML: {' '.join(str(e).split())}") from None
     study = build(Study, data)
-    for name in study.experiments: resolve(study, name)          # also those that are not run
+    for name in study.experiments:
+        resolve(study, name)  # also those that are not run
     return study, {name: resolve(study, name) for name in study.run}
 
 # %% ../../nbs/study/experiments.ipynb #cell-22
 def compose(name: str, folder: Path = Path("studies")) -> str:
-    "The text of `params.yaml` for study `name`. Raises `StudyError`."
+    """The text of `params.yaml` for study `name`. Raises `StudyError`."""
     known = sorted(p.stem for p in Path(folder).glob("*.yaml") if p.stem != "experiments")
-    if name not in known: raise StudyError(f"{folder}/{name}.yaml: no such study; there are {', '.join(known)}")
-    return "\n".join((Path(folder) / f"{part}.yaml").read_text(encoding="utf-8") for part in (name, "experiments"))
+    if name not in known:
+        raise StudyError(f"{folder}/{name}.yaml: no such study; there are {', '.join(known)}")
+    return "\n".join(
+        (Path(folder) / f"{part}.yaml").read_text(encoding="utf-8")
+        for part in (name, "experiments")
+    )

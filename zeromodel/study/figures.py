@@ -25,55 +25,130 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "h"]
 
 
 def use_style():
-    "Fonts, grid and reproducible files for all figures."
+    """Fonts, grid and reproducible files for all figures."""
     sns.set_theme(style="ticks", font_scale=0.9)
-    plt.rcParams |= {"axes.grid": True, "grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "zeromodel", "svg.fonttype": "none",
-                     "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False, "pdf.fonttype": 42}
+    plt.rcParams |= {
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "zeromodel",
+        "svg.fonttype": "none",
+        "figure.dpi": 110,
+        "savefig.bbox": "tight",
+        "legend.frameon": False,
+        "pdf.fonttype": 42,
+    }
 
 
-ALWAYS_THE_SAME = ("baseline", "baseline_matched", "looped", "mla_only", "mla_lru_fixed", "mla_lru_adaptive")
+ALWAYS_THE_SAME = (
+    "baseline",
+    "baseline_matched",
+    "looped",
+    "mla_only",
+    "mla_lru_fixed",
+    "mla_lru_adaptive",
+)
 
 
 def looks(experiments: list[str]) -> dict[str, dict[str, str]]:
-    "Colour and marker of each experiment."
-    n, places = len(COLOURS), [*ALWAYS_THE_SAME, *(name for name in experiments if name not in ALWAYS_THE_SAME)]
-    return {name: {"color": COLOURS[i % n], "marker": MARKERS[(i + i // n) % n]} for i, name in enumerate(places) if name in experiments}
+    """Colour and marker of each experiment."""
+    n, places = (
+        len(COLOURS),
+        [*ALWAYS_THE_SAME, *(name for name in experiments if name not in ALWAYS_THE_SAME)],
+    )
+    return {
+        name: {"color": COLOURS[i % n], "marker": MARKERS[(i + i // n) % n]}
+        for i, name in enumerate(places)
+        if name in experiments
+    }
 
 
 def open_report(root: str | Path, study: str) -> tuple[Path, list[str], dict[str, dict[str, str]]]:
-    "Style set; the folder of a study under `root`, its experiments and their looks."
+    """Style set; the folder of a study under `root`, its experiments and their looks."""
     use_style()
     report = Path(root) / "reports" / study
     return report, experiments_of(report), looks(experiments_of(report))
 
 # %% ../../nbs/study/figures.ipynb #cell-08
-def save_figure(figure: plt.Figure, folder: Path, name: str, caption: str, data: pd.DataFrame | None = None):
-    "Write `name`.svg, .png and .pdf, the caption beside them, and the numbers as .csv."
+def save_figure(
+    figure: plt.Figure, folder: Path, name: str, caption: str, data: pd.DataFrame | None = None
+):
+    """Write `name`.svg, .png and .pdf, the caption beside them, and the numbers as .csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    for suffix, metadata in (
+        ("svg", {"Date": None}),
+        ("png", {"Software": None}),
+        ("pdf", {"CreationDate": None}),
+    ):
         figure.savefig(folder / f"{name}.{suffix}", metadata=metadata, dpi=150)
-    if data is not None: write_atomically(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
+    if data is not None:
+        write_atomically(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
     write_atomically(folder / f"{name}.txt", caption.strip() + "\n")
 
 
-def save_table(table: pd.DataFrame, folder: Path, name: str, caption: str, latex: str | None = None):
-    "Write a table as .csv and as .tex (booktabs), and the caption beside them. `latex`: the text of it, when it is not just the cells."
-    cells = [list(map(str, table.columns)), *([("–" if v is None or v != v else str(v)) for v in row] for row in table.astype(object).to_numpy())]
-    tex = latex or booktabs([list(map(latex_escape, row)) for row in cells], "l" + "r" * (len(table.columns) - 1))
-    for suffix, text in (("csv", table.to_csv(index=False)), ("tex", tex), ("txt", caption.strip() + "\n")): write_atomically(folder / f"{name}.{suffix}", text)
+def save_table(
+    table: pd.DataFrame, folder: Path, name: str, caption: str, latex: str | None = None
+):
+    """Write a table as .csv and as .tex (booktabs), and the caption beside them.
+
+    `latex`: the text of it, when it is not just the cells.
+    """
+    cells = [
+        list(map(str, table.columns)),
+        *(
+            [("–" if v is None or v != v else str(v)) for v in row]
+            for row in table.astype(object).to_numpy()
+        ),
+    ]
+    tex = latex or booktabs(
+        [list(map(latex_escape, row)) for row in cells], "l" + "r" * (len(table.columns) - 1)
+    )
+    for suffix, text in (
+        ("csv", table.to_csv(index=False)),
+        ("tex", tex),
+        ("txt", caption.strip() + "\n"),
+    ):
+        write_atomically(folder / f"{name}.{suffix}", text)
 
 # %% ../../nbs/study/figures.ipynb #cell-11
-def interval_mark(ax: plt.Axes, x: float, values: np.ndarray, interval: tuple[float, float], look: dict, spread: float = 0, label: str | None = None):
-    "Seeds as small marks, their mean as a large one, and an interval."
-    if not len(values): return
+def interval_mark(
+    ax: plt.Axes,
+    x: float,
+    values: np.ndarray,
+    interval: tuple[float, float],
+    look: dict,
+    spread: float = 0,
+    label: str | None = None,
+):
+    """Seeds as small marks, their mean as a large one, and an interval."""
+    if not len(values):
+        return
     ax.plot([x, x], interval, color=look["color"], lw=1.2, zorder=2)
-    ax.plot(x + np.linspace(-.5, .5, len(values)) * spread, values, ls="", ms=3, alpha=.6, zorder=3, **look)
-    ax.plot(x, values.mean(), ms=6.5, ls="", mec="white", mew=.6, zorder=4, label=label, **look)
+    ax.plot(
+        x + np.linspace(-0.5, 0.5, len(values)) * spread,
+        values,
+        ls="",
+        ms=3,
+        alpha=0.6,
+        zorder=3,
+        **look,
+    )
+    ax.plot(x, values.mean(), ms=6.5, ls="", mec="white", mew=0.6, zorder=4, label=label, **look)
 
 
 def grid_of(n: int, columns: int, width: float, height: float) -> tuple[plt.Figure, np.ndarray]:
-    "A figure with `n` panels, at most `columns` side by side, each so many inches large; what is left over is not drawn."
+    """A figure with `n` panels, at most `columns` side by side, each so many inches large; what
+    is left over is not drawn.
+    """
     columns = min(columns, n)
-    figure, axes = plt.subplots(math.ceil(n / columns), columns, figsize=(width * columns, height * math.ceil(n / columns)), squeeze=False, layout="constrained")
-    for ax in axes.flat[n:]: ax.set_axis_off()
+    figure, axes = plt.subplots(
+        math.ceil(n / columns),
+        columns,
+        figsize=(width * columns, height * math.ceil(n / columns)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
     return figure, axes.flat[:n]

@@ -14,37 +14,84 @@ from ..training.checkpoints import read_json, write_atomically
 
 # %% ../../nbs/study/measure.ipynb #cell-05
 def evaluate_experiment(study: str, experiment: str):
-    "Stage `evaluate`: answer the frozen test suite with every seed, and its chains in forward order at every forced exit; watch a few problems closely."
+    """Stage `evaluate`: answer the frozen test suite with every seed, and its chains in forward
+    order at every forced exit; watch a few problems closely.
+    """
     import torch
     import transformers
+
     from zeromodel.evaluation.closeups import write_closeups
     from zeromodel.evaluation.evaluator import evaluate_whole
     from zeromodel.tasks.records import read_jsonl
+
     transformers.logging.disable_progress_bar()
-    spec, trained, report = read_json(report_folder(study) / "configs" / f"{experiment}.json"), run_folder(study) / "train" / experiment, report_folder(study)
-    samples, format = read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"), spec["config"]["training"]["format"]
-    evaluate_whole(experiment, trained, spec["seeds"], samples, report / "evaluation", parts=run_folder(study) / "evaluation" / experiment, format=format, forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]],
-                   at_once=1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    write_closeups(trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json")
+    spec, trained, report = (
+        read_json(report_folder(study) / "configs" / f"{experiment}.json"),
+        run_folder(study) / "train" / experiment,
+        report_folder(study),
+    )
+    samples, format = (
+        read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl"),
+        spec["config"]["training"]["format"],
+    )
+    evaluate_whole(
+        experiment,
+        trained,
+        spec["seeds"],
+        samples,
+        report / "evaluation",
+        parts=run_folder(study) / "evaluation" / experiment,
+        format=format,
+        forced_samples=[s for s in samples if s["level"] == 1 and s["forward"]],
+        at_once=1 if torch.cuda.is_available() else os.cpu_count() or 1,
+    )
+    write_closeups(
+        trained, spec["seeds"], samples, format, report / "closeups" / f"{experiment}.json"
+    )
 
 # %% ../../nbs/study/measure.ipynb #cell-06
 def measure_experiments(study: str):
-    "Stage `speed`: the first seed of every experiment that has weights, by the clock, on the first 64 problems of the test suite."
+    """Stage `speed`: the first seed of every experiment that has weights, by the clock, on the
+    first 64 problems of the test suite.
+    """
     import pandas as pd
     import torch
     import transformers
+
     from zeromodel.evaluation.evaluator import load
     from zeromodel.evaluation.speed import measure_speed
     from zeromodel.tasks.causal_loop import parse
     from zeromodel.tasks.records import read_jsonl
     from zeromodel.tasks.tokens import encode
+
     transformers.logging.disable_progress_bar()
     rows = []
     for name in read_json(report_folder(study) / "configs/study.json")["run"]:
         spec = read_json(report_folder(study) / "configs" / f"{name}.json")
-        weights = [w for s in spec["seeds"] if (w := run_folder(study) / "train" / name / str(s) / "model").exists()]
-        if not weights: continue
+        weights = [
+            w
+            for s in spec["seeds"]
+            if (w := run_folder(study) / "train" / name / str(s) / "model").exists()
+        ]
+        if not weights:
+            continue
         model, tokenizer = load(weights[0])
-        arrays = encode([parse(s["text"]) for s in read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl")[:64]], tokenizer)
-        rows.append({"experiment": name} | measure_speed(model, *(torch.from_numpy(arrays[k]).long().to(model.device) for k in ("input_ids", "attention_mask")), repeats=9))
+        arrays = encode(
+            [
+                parse(s["text"])
+                for s in read_jsonl(Path("data") / spec["config"]["suite"] / "test.jsonl")[:64]
+            ],
+            tokenizer,
+        )
+        rows.append(
+            {"experiment": name}
+            | measure_speed(
+                model,
+                *(
+                    torch.from_numpy(arrays[k]).long().to(model.device)
+                    for k in ("input_ids", "attention_mask")
+                ),
+                repeats=9,
+            )
+        )
     write_atomically(report_folder(study) / "speed.csv", pd.DataFrame(rows).to_csv(index=False))

@@ -15,81 +15,191 @@ from ..tasks.causal_loop import depths, parse, solve
 
 # %% ../../nbs/study/pictures.ipynb #cell-08
 def frames_of(seen: dict[str, Any]) -> list[dict[str, Any]]:
-    "The frames of a close-up; a model in which nothing iterates has one."
+    """The frames of a close-up; a model in which nothing iterates has one."""
     return seen["frames"] or [{"after": "all"} | seen["free"]]
 
 
-def deepest_question(seen: dict[str, Any]) -> int: return max(range(len(seen["depth"])), key=lambda i: seen["depth"][i])
+def deepest_question(seen: dict[str, Any]) -> int:
+    return max(range(len(seen["depth"])), key=lambda i: seen["depth"][i])
 
 
 def draw_tile(ax: plt.Axes, x: float, y: float, said: str, target: str, sure: float):
-    "One answer, in the unit square at `x`, `y`."
-    ax.add_patch(plt.Rectangle((x, y), 1, 1, fc="#009E73" if said == target else "#D55E00", alpha=.15 + .75 * sure, ec="white", hatch="" if said == target else "//"))
-    ax.text(x + .5, y + .5, said, ha="center", va="center", fontsize=8)
+    """One answer, in the unit square at `x`, `y`."""
+    ax.add_patch(
+        plt.Rectangle(
+            (x, y),
+            1,
+            1,
+            fc="#009E73" if said == target else "#D55E00",
+            alpha=0.15 + 0.75 * sure,
+            ec="white",
+            hatch="" if said == target else "//",
+        )
+    )
+    ax.text(x + 0.5, y + 0.5, said, ha="center", va="center", fontsize=8)
 
 
 def clear_axes(ax: plt.Axes, size: float, **what):
-    "No marks, no grid, small labels."
+    """No marks, no grid, small labels."""
     ax.set(**what)
     ax.tick_params(length=0, labelsize=size)
     ax.grid(False)
 
 # %% ../../nbs/study/pictures.ipynb #cell-10
 def draw_rules(ax: plt.Axes, seen: dict[str, Any], asked: int):
-    "The rules as a graph: variables by depth, an arrow from what is read to what is set; question `asked` stands out."
+    """The rules as a graph: variables by depth, an arrow from what is read to what is set;
+    question `asked` stands out.
+    """
     problem = parse(seen["text"])
     depth, values = depths(problem), solve(problem).values
     column = {d: [v for v in depth if depth[v] == d] for d in sorted(set(depth.values()))}
-    at = {v: (d, -(i - (len(names) - 1) / 2)) for d, names in column.items() for i, v in enumerate(names)}
+    at = {
+        v: (d, -(i - (len(names) - 1) / 2))
+        for d, names in column.items()
+        for i, v in enumerate(names)
+    }
     for rule in problem.rules:
         for source in {s for s in rule.reads if s in at and s != rule.target}:
-            ax.annotate("", at[rule.target], at[source], arrowprops=dict(arrowstyle="->", color="0.5", shrinkA=11, shrinkB=11, connectionstyle="arc3,rad=.15"))
-    for v, (x, y) in at.items(): ax.text(x, y, f"{v} = {values[v]}", ha="center", va="center", fontsize=8, bbox=dict(boxstyle="round", fc="#F6E3B4" if v == seen["variables"][asked] else "white", ec="0.5"))
-    ax.set(xlim=(-.5, max(column) + .5), ylim=(min(y for _, y in at.values()) - .8, max(y for _, y in at.values()) + .8))
+            ax.annotate(
+                "",
+                at[rule.target],
+                at[source],
+                arrowprops=dict(
+                    arrowstyle="->",
+                    color="0.5",
+                    shrinkA=11,
+                    shrinkB=11,
+                    connectionstyle="arc3,rad=.15",
+                ),
+            )
+    for v, (x, y) in at.items():
+        ax.text(
+            x,
+            y,
+            f"{v} = {values[v]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            bbox=dict(
+                boxstyle="round",
+                fc="#F6E3B4" if v == seen["variables"][asked] else "white",
+                ec="0.5",
+            ),
+        )
+    ax.set(
+        xlim=(-0.5, max(column) + 0.5),
+        ylim=(min(y for _, y in at.values()) - 0.8, max(y for _, y in at.values()) + 0.8),
+    )
     ax.set_title(seen["text"], fontsize=6.5)
     ax.set_axis_off()
 
 # %% ../../nbs/study/pictures.ipynb #cell-12
 def draw_answers(ax: plt.Axes, seen: dict[str, Any], after: int | None = None):
-    "The answers to all questions of one problem, a column for each number of iterations up to `after`."
+    """The answers to all questions of one problem, a column for each number of iterations up to
+    `after`.
+    """
     frames = frames_of(seen)
     for x, f in enumerate(frames[:after]):
-        for y, said in enumerate(f["prediction"]): draw_tile(ax, x, y, said, seen["target"][y], f["confidence"][y])
-    rows = [f"{v} = {t}, depth {d}" for v, t, d in zip(seen["variables"], seen["target"], seen["depth"])]
-    clear_axes(ax, 7, xlim=(0, len(frames)), ylim=(len(rows), 0), xlabel="iterations", xticks=[x + .5 for x in range(len(frames))], xticklabels=[f["after"] for f in frames],
-               yticks=[y + .5 for y in range(len(rows))], yticklabels=rows)
+        for y, said in enumerate(f["prediction"]):
+            draw_tile(ax, x, y, said, seen["target"][y], f["confidence"][y])
+    rows = [
+        f"{v} = {t}, depth {d}"
+        for v, t, d in zip(seen["variables"], seen["target"], seen["depth"], strict=True)
+    ]
+    clear_axes(
+        ax,
+        7,
+        xlim=(0, len(frames)),
+        ylim=(len(rows), 0),
+        xlabel="iterations",
+        xticks=[x + 0.5 for x in range(len(frames))],
+        xticklabels=[f["after"] for f in frames],
+        yticks=[y + 0.5 for y in range(len(rows))],
+        yticklabels=rows,
+    )
 
 # %% ../../nbs/study/pictures.ipynb #cell-14
 def draw_attention(ax: plt.Axes, seen: dict[str, Any], asked: int, after: int | None = None):
-    "What the place of question `asked` attends to, a row for each number of iterations up to `after`."
+    """What the place of question `asked` attends to, a row for each number of iterations up to
+    `after`.
+    """
     frames, end = frames_of(seen), seen["places"][asked] + 1
     rows = [f["attention"][asked][:end] for f in frames]
-    shown = [row if after is None or i < after else [0.] * end for i, row in enumerate(rows)]
+    shown = [row if after is None or i < after else [0.0] * end for i, row in enumerate(rows)]
     ax.imshow(shown, cmap="Blues", aspect="auto", vmin=0, vmax=max(map(max, rows)))
-    clear_axes(ax, 6, xticks=range(end), xticklabels=seen["tokens"][:end], yticks=range(len(frames)), yticklabels=[f["after"] for f in frames], ylabel="iterations")
-    ax.set_title(f"attention from the question {seen['variables'][asked]}, mean over heads", fontsize=7)
+    clear_axes(
+        ax,
+        6,
+        xticks=range(end),
+        xticklabels=seen["tokens"][:end],
+        yticks=range(len(frames)),
+        yticklabels=[f["after"] for f in frames],
+        ylabel="iterations",
+    )
+    ax.set_title(
+        f"attention from the question {seen['variables'][asked]}, mean over heads", fontsize=7
+    )
 
 
 def draw_halting(ax: plt.Axes, seen: dict[str, Any], after: int | None = None):
-    "After how many iterations each token stops by itself; hollow while it has not yet, `after` so many."
+    """After how many iterations each token stops by itself; hollow while it has not yet, `after`
+    so many.
+    """
     stops = seen["free"]["iterations"]
     done = [after is None or n <= after for n in stops]
-    ax.bar(range(len(stops)), stops, width=.8, color=["#0072B2" if d else "white" for d in done], edgecolor="#0072B2", lw=.6)
-    clear_axes(ax, 6, xticks=range(len(stops)), xticklabels=seen["tokens"], xlim=(-.6, len(stops) - .4), ylim=(0, max(1, *stops) + .3), ylabel="stops after")
+    ax.bar(
+        range(len(stops)),
+        stops,
+        width=0.8,
+        color=["#0072B2" if d else "white" for d in done],
+        edgecolor="#0072B2",
+        lw=0.6,
+    )
+    clear_axes(
+        ax,
+        6,
+        xticks=range(len(stops)),
+        xticklabels=seen["tokens"],
+        xlim=(-0.6, len(stops) - 0.4),
+        ylim=(0, max(1, *stops) + 0.3),
+        ylabel="stops after",
+    )
 
 # %% ../../nbs/study/pictures.ipynb #cell-17
-def picture(looks: dict[str, dict[str, Any]], asked: str | None = None, after: int | None = None) -> plt.Figure:
-    "The close-ups of one problem by several runs, by name. `asked`: the variable whose question is followed, default the deepest; `after`: show so many iterations, default all."
+def picture(
+    looks: dict[str, dict[str, Any]], asked: str | None = None, after: int | None = None
+) -> plt.Figure:
+    """The close-ups of one problem by several runs, by name.
+
+    `asked`: the variable whose question is followed, default the deepest; `after`: show so many
+    iterations, default all.
+    """
     names, first = list(looks), next(iter(looks.values()))
-    which = first["variables"].index(asked) if asked in first["variables"] else deepest_question(first)
-    rows = [[what, f"answers {name}", f"{part} {name}"] for i, name in enumerate(names) for what in ["rules" if i == 0 else f"empty {i}"] for part in ("attention", "halting")]
-    figure, axes = plt.subplot_mosaic(rows, figsize=(12, 3 * len(names)), width_ratios=[1, 1.1, 2.3], height_ratios=[1.6, 1] * len(names), layout="constrained")
+    which = (
+        first["variables"].index(asked) if asked in first["variables"] else deepest_question(first)
+    )
+    rows = [
+        [what, f"answers {name}", f"{part} {name}"]
+        for i, name in enumerate(names)
+        for what in ["rules" if i == 0 else f"empty {i}"]
+        for part in ("attention", "halting")
+    ]
+    figure, axes = plt.subplot_mosaic(
+        rows,
+        figsize=(12, 3 * len(names)),
+        width_ratios=[1, 1.1, 2.3],
+        height_ratios=[1.6, 1] * len(names),
+        layout="constrained",
+    )
     draw_rules(axes["rules"], first, which)
     for i, name in enumerate(names):
-        if i: axes[f"empty {i}"].set_axis_off()
+        if i:
+            axes[f"empty {i}"].set_axis_off()
         draw_answers(axes[f"answers {name}"], looks[name], after)
         axes[f"answers {name}"].set_title(name, fontsize=8)
         draw_attention(axes[f"attention {name}"], looks[name], which, after)
-        if any(looks[name]["free"]["iterations"]): draw_halting(axes[f"halting {name}"], looks[name], after)
-        else: axes[f"halting {name}"].set_axis_off()
+        if any(looks[name]["free"]["iterations"]):
+            draw_halting(axes[f"halting {name}"], looks[name], after)
+        else:
+            axes[f"halting {name}"].set_axis_off()
     return figure

@@ -30,78 +30,132 @@ import numpy as np
 import yaml
 from tqdm.auto import tqdm
 
-from ..training.checkpoints import code_of, die_with_parent, ended, key_of, provenance, read_json, without_docstrings, write_atomically, write_json
+from zeromodel.training.checkpoints import (
+    code_of,
+    die_with_parent,
+    ended,
+    key_of,
+    provenance,
+    read_json,
+    without_docstrings,
+    write_atomically,
+    write_json,
+)
 
 # %% ../../nbs/study/pipeline.ipynb #09471c91
 class PipelineError(RuntimeError):
-    "Something that the user can mend; the message says how."
+    """Something that the user can mend; the message says how."""
 
 
 def study_name() -> str:
-    "The name of the active study."
+    """The name of the active study."""
     return yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["study"]
 
 
-def run_folder(study: str) -> Path: return Path("runs") / study           # weights and problems: DVC's cache
-def report_folder(study: str) -> Path: return Path("reports") / study     # numbers and pictures: git
+def run_folder(study: str) -> Path:
+    return Path("runs") / study  # weights and problems: DVC's cache
+
+
+def report_folder(study: str) -> Path:
+    return Path("reports") / study  # numbers and pictures: git
 
 # %% ../../nbs/study/pipeline.ipynb #8486eb25
-STAGE_CODE = {      # what each stage runs
+STAGE_CODE = {  # what each stage runs
     "configs": ("zeromodel.study.experiments",),
     "problems": ("zeromodel.tasks.generate", "zeromodel.tasks.tokens", "zeromodel.tasks.answers"),
     "train": ("zeromodel.training.runs",),
-    "evaluate": ("zeromodel.evaluation.evaluator", "zeromodel.evaluation.closeups", "zeromodel.evaluation.speed"),
+    "evaluate": (
+        "zeromodel.evaluation.evaluator",
+        "zeromodel.evaluation.closeups",
+        "zeromodel.evaluation.speed",
+    ),
     "report": ("zeromodel.study.report", "zeromodel.study.figures", "zeromodel.study.pictures"),
 }
 
 
-STAGE_FUNCTIONS = {"configs": ("pipeline.write_configs", "pipeline.formats_of"), "problems": ("pipeline.write_problems", "pipeline.encoded"), "evaluate": ("measure.evaluate_experiment", "measure.measure_experiments")}      # and what of modules beside this one
+# and what of modules beside this one
+STAGE_FUNCTIONS = {
+    "configs": ("pipeline.write_configs", "pipeline.formats_of"),
+    "problems": ("pipeline.write_problems", "pipeline.encoded"),
+    "evaluate": ("measure.evaluate_experiment", "measure.measure_experiments"),
+}
 
 
 def stage_code(stage: str) -> str:
-    "All code that `stage` runs."
-    functions = [getattr(import_module(f"zeromodel.study.{module}"), name) for module, _, name in (f.partition(".") for f in STAGE_FUNCTIONS.get(stage, ()))]
-    return "\n\n".join([code_of(*STAGE_CODE[stage]), *(without_docstrings(inspect.getsource(function)) for function in functions)])
+    """All code that `stage` runs."""
+    functions = [
+        getattr(import_module(f"zeromodel.study.{module}"), name)
+        for module, _, name in (f.partition(".") for f in STAGE_FUNCTIONS.get(stage, ()))
+    ]
+    return "\n\n".join(
+        [
+            code_of(*STAGE_CODE[stage]),
+            *(without_docstrings(inspect.getsource(function)) for function in functions),
+        ]
+    )
 
 
 def write_code():
-    "Stage `code`."
-    for stage in STAGE_CODE: write_atomically(Path("runs/code") / f"{stage}.py", stage_code(stage))
+    """Stage `code`."""
+    for stage in STAGE_CODE:
+        write_atomically(Path("runs/code") / f"{stage}.py", stage_code(stage))
 
 # %% ../../nbs/study/pipeline.ipynb #1554950f
 def formats_of(configs: dict[str, Any]) -> list[str]:
-    "The formats in which `configs` want their problems."
+    """The formats in which `configs` want their problems."""
     return sorted({c.training.format for c in configs.values()})
 
 
 def write_configs(params: Path = Path("params.yaml"), also: Sequence[str] = ()):
-    "Stage `configs`: the full configuration of every experiment that the study in `params` runs and of those in `also`, and what the report must know of the study."
+    """Stage `configs`: the full configuration of every experiment that the study in `params`
+    runs and of those in `also`, and what the report must know of the study.
+    """
     from zeromodel.study.experiments import read_study, resolve
     from zeromodel.tasks.suites import SUITES
     from zeromodel.tasks.tokens import typical_length
+
     study, configs = read_study(params)
     drawn = asdict(study.problems) | {"formats": formats_of(configs)}
     configs |= {name: resolve(study, name) for name in also}
     problems = SUITES[study.problems.suite]
-    about = {"run": list(configs), "suite": study.problems.suite, "modulus": problems.modulus, "num_names": problems.num_names, "length": typical_length(problems), "contrast": asdict(study.contrast)}
+    about = {
+        "run": list(configs),
+        "suite": study.problems.suite,
+        "modulus": problems.modulus,
+        "num_names": problems.num_names,
+        "length": typical_length(problems),
+        "contrast": asdict(study.contrast),
+    }
     write_json(report_folder(study.study) / "configs" / "study.json", about)
     write_json(report_folder(study.study) / "configs" / "problems.json", drawn)
-    for name, config in configs.items(): write_json(report_folder(study.study) / "configs" / f"{name}.json", {"seeds": study.seeds, "config": asdict(config)})
+    for name, config in configs.items():
+        write_json(
+            report_folder(study.study) / "configs" / f"{name}.json",
+            {"seeds": study.seeds, "config": asdict(config)},
+        )
 
 # %% ../../nbs/study/pipeline.ipynb #fa46fdf5
 def encoded(study: Any, split: str, n: int, tokenizer, formats: list[str]) -> dict[str, np.ndarray]:
-    "`n` problems of `split` in each of `formats`, named FORMAT/SPLIT/ARRAY."
+    """`n` problems of `split` in each of `formats`, named FORMAT/SPLIT/ARRAY."""
     from zeromodel.tasks.answers import encode_as
     from zeromodel.tasks.generate import problems
     from zeromodel.tasks.suites import SUITES
+
     p = study.problems
     drawn = problems(SUITES[p.suite], split, p.levels, n, p.seed, p.forward, distinct=False)
-    drawn = [problem for _, problem in tqdm(drawn, total=n, desc=f"{split} problems", delay=2, mininterval=1)]
-    return {f"{f}/{split}/{k}": v.astype(np.int32 if f == "words" else np.int16) for f in formats for k, v in encode_as(f, drawn, tokenizer).items()}
+    drawn = [
+        problem
+        for _, problem in tqdm(drawn, total=n, desc=f"{split} problems", delay=2, mininterval=1)
+    ]
+    return {
+        f"{f}/{split}/{k}": v.astype(np.int32 if f == "words" else np.int16)
+        for f in formats
+        for k, v in encode_as(f, drawn, tokenizer).items()
+    }
 
 
 def save_arrays(file: Path, arrays: dict[str, np.ndarray]):
-    "Write `file` so that it is whole or absent."
+    """Write `file` so that it is whole or absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     np.savez_compressed(partial, **arrays)
@@ -109,188 +163,387 @@ def save_arrays(file: Path, arrays: dict[str, np.ndarray]):
 
 # %% ../../nbs/study/pipeline.ipynb #93bf3b04
 def problems_stamp(study: Any, formats: list[str], file: Path) -> str:
-    "What the problems in `file` would be drawn from now, and what is in it."
-    return key_of(asdict(study.problems), formats, stage_code("problems"), hashlib.sha256(file.read_bytes()).hexdigest())
+    """What the problems in `file` would be drawn from now, and what is in it."""
+    return key_of(
+        asdict(study.problems),
+        formats,
+        stage_code("problems"),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
 
 
-def write_problems(params: Path = Path("params.yaml"), known: bool = False, folder: Path | None = None) -> Path:
-    "Stage `problems`: the training and the validation set, encoded in every format that an experiment of the study is trained in. `known`: those that are there will do if nothing has changed. `folder`: default the study's."
+def write_problems(
+    params: Path = Path("params.yaml"), known: bool = False, folder: Path | None = None
+) -> Path:
+    """Stage `problems`: the training and the validation set, encoded in every format that an
+    experiment of the study is trained in. `known`: those that are there will do if nothing has
+    changed. `folder`: default the study's.
+    """
     from zeromodel.study.experiments import read_study
     from zeromodel.tasks.suites import SUITES
     from zeromodel.tasks.tokens import make_tokenizer
+
     study, configs = read_study(params)
     p, suite, formats = study.problems, SUITES[study.problems.suite], formats_of(configs)
     file = run_folder(study.study) / "problems.npz"
-    if known and file.exists() and (stamp := file.with_suffix(".stamp")).exists() and stamp.read_text() == problems_stamp(study, formats, file): return file
+    if (
+        known
+        and file.exists()
+        and (stamp := file.with_suffix(".stamp")).exists()
+        and stamp.read_text() == problems_stamp(study, formats, file)
+    ):
+        return file
     file = (folder or run_folder(study.study)) / "problems.npz"
     tokenizer = make_tokenizer(suite.modulus, suite.num_names)
-    save_arrays(file, encoded(study, "train", p.train, tokenizer, formats) | encoded(study, "validation", p.validation, tokenizer, formats))
+    save_arrays(
+        file,
+        encoded(study, "train", p.train, tokenizer, formats)
+        | encoded(study, "validation", p.validation, tokenizer, formats),
+    )
     write_atomically(file.with_suffix(".stamp"), problems_stamp(study, formats, file))
     return file
 
 # %% ../../nbs/study/pipeline.ipynb #e8bca660
 def train_seed(config: dict[str, Any], seed: int, problems: Path, done: Any) -> dict[str, Any]:
-    "Train one seed; `done`: shared step and accuracy, kept up to date."
+    """Train one seed; `done`: shared step and accuracy, kept up to date."""
     import transformers
+
     from zeromodel.study.experiments import build
     from zeromodel.training.runs import train
     from zeromodel.training.settings import RunConfig
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     run = build(RunConfig, config)
     name = f"{run.experiment}/{seed}"
-    def progress(*now): done[:] = now
-    manifest = train(run, seed, problems, run_folder(run.study) / "train" / name, report_folder(run.study) / "runs" / name, progress)
+
+    def progress(*now):
+        done[:] = now
+
+    manifest = train(
+        run,
+        seed,
+        problems,
+        run_folder(run.study) / "train" / name,
+        report_folder(run.study) / "runs" / name,
+        progress,
+    )
     done[0] = run.training.steps
     return manifest
 
 
 def worker(*args):
-    "The body of a process that trains one seed on one core. Ctrl-C is its parent's affair."
+    """The body of a process that trains one seed on one core. Ctrl-C is its parent's affair."""
     import torch
+
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    os.environ.update({"CUDA_VISIBLE_DEVICES": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | dict(os.environ))      # of several devices the Trainer would give each a whole batch
+    # of several devices the Trainer would give each a whole batch
+    os.environ.update(
+        {"CUDA_VISIBLE_DEVICES": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | dict(os.environ)
+    )
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False       # costs a twelfth of the time, and nothing here reads what it has not written
+    # costs a twelfth of the time, and nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False
     train_seed(*args)
 
 # %% ../../nbs/study/pipeline.ipynb #ac2222a2
-Job = tuple[dict[str, Any], int, Path]      # configuration, seed, problems
+Job = tuple[dict[str, Any], int, Path]  # configuration, seed, problems
 
 
-def processes(jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")) -> Iterator[list[tuple[str, float, float]]]:
-    """A process for each job, at most `at_once` of them (default: all), in order. Yields every fifth of a second how far each is: waiting, running, ended or died; its step; its accuracy.
+def processes(
+    jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")
+) -> Iterator[list[tuple[str, float, float]]]:
+    """A process for each job, at most `at_once` of them (default: all), in order.
 
-    After `stop_after` seconds, and when the caller has had enough, they are stopped where they are; the next call goes on from their checkpoints."""
-    context, started = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"), time.monotonic()
+    Yields every fifth of a second how far each is: waiting, running, ended or died; its step; its
+    accuracy.
+
+    After `stop_after` seconds, and when the caller has had enough, they are stopped where they are;
+    the next call goes on from their checkpoints.
+    """
+    context, started = (
+        multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
+        time.monotonic(),
+    )
     done = [context.Array("d", 2) for _ in jobs]
-    workers = [context.Process(target=worker, args=(*job, d)) for job, d in zip(jobs, done)]
-    state = lambda w: "waiting" if w.pid is None else "running" if w.is_alive() else "died" if w.exitcode else "ended"
+    workers = [
+        context.Process(target=worker, args=(*job, d)) for job, d in zip(jobs, done, strict=True)
+    ]
+
+    def state(w):
+        return (
+            "waiting"
+            if w.pid is None
+            else "running"
+            if w.is_alive()
+            else "died"
+            if w.exitcode
+            else "ended"
+        )
+
     try:
-        while (now := [state(w) for w in workers]) and {"waiting", "running"} & set(now) and time.monotonic() - started < stop_after:
+        while (
+            (now := [state(w) for w in workers])
+            and {"waiting", "running"} & set(now)
+            and time.monotonic() - started < stop_after
+        ):
             idle = (at_once or len(jobs)) - now.count("running")
-            for w in [w for w in workers if w.pid is None][:idle]: w.start()
-            yield [(state(w), *d) for w, d in zip(workers, done)]
+            for w in [w for w in workers if w.pid is None][:idle]:
+                w.start()
+            yield [(state(w), *d) for w, d in zip(workers, done, strict=True)]
             time.sleep(0.2)
-        yield [(state(w), *d) for w, d in zip(workers, done)]
+        yield [(state(w), *d) for w, d in zip(workers, done, strict=True)]
     finally:
         for w in workers:
-            if w.pid: w.kill(); w.join()
+            if w.pid:
+                w.kill()
+                w.join()
 
 # %% ../../nbs/study/pipeline.ipynb #75051a34
 def side_by_side(jobs: list[Job], at_once: int | None = None, stop_after: float = float("inf")):
-    "The `processes` with a line that says how far they are. Raises `PipelineError` when one dies."
-    with tqdm(total=sum(config["training"]["steps"] for config, *_ in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5 if not sys.stderr.isatty() else 0.5) as bar:
+    """The `processes` with a line that says how far they are. Raises `PipelineError` when one
+    dies.
+    """
+    with tqdm(
+        total=sum(config["training"]["steps"] for config, *_ in jobs),
+        desc=f"{len(jobs)} runs",
+        unit="step",
+        mininterval=5 if not sys.stderr.isatty() else 0.5,
+    ) as bar:
         for now in processes(jobs, at_once, stop_after):
-            bar.set_postfix(accuracy=f"{np.mean([accuracy for *_, accuracy in now]):.2f}", refresh=False)
+            bar.set_postfix(
+                accuracy=f"{np.mean([accuracy for *_, accuracy in now]):.2f}", refresh=False
+            )
             bar.update(int(sum(step for _, step, _ in now)) - bar.n)
-    if dead := [f"{config['experiment']}/{seed}" for (config, seed, _), (state, *_) in zip(jobs, now) if state == "died"]:
-        raise PipelineError(f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run goes on from there")
+    if dead := [
+        f"{config['experiment']}/{seed}"
+        for (config, seed, _), (state, *_) in zip(jobs, now, strict=True)
+        if state == "died"
+    ]:
+        raise PipelineError(
+            f"training stopped: {', '.join(dead)}; what they had done is kept, and the next run"
+            " goes on from there"
+        )
 
 # %% ../../nbs/study/pipeline.ipynb #648878e3
 def unfinished(study: str, jobs: list[Job]) -> list[Job]:
-    "Those of `jobs` of which something is left to do; answered without loading torch."
-    origin = {problems: provenance({}, 0, problems) for problems in {problems for *_, problems in jobs}}
+    """Those of `jobs` of which something is left to do; answered without loading torch."""
+    origin = {
+        problems: provenance({}, 0, problems) for problems in {problems for *_, problems in jobs}
+    }
+
     def left(config, seed, problems):
-        name, key = f"{config['experiment']}/{seed}", key_of(origin[problems] | {"config": config, "seed": seed})
-        return ended(run_folder(study) / "train" / name, report_folder(study) / "runs" / name, key) is None
+        name, key = (
+            f"{config['experiment']}/{seed}",
+            key_of(origin[problems] | {"config": config, "seed": seed}),
+        )
+        return (
+            ended(run_folder(study) / "train" / name, report_folder(study) / "runs" / name, key)
+            is None
+        )
+
     return [job for job in jobs if left(*job)]
 
 
-def train_experiments(study: str, experiments: list[str], seeds: list[int] | None = None, base_model: str | None = None, **limits) -> list[dict[str, Any]]:
-    "Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side. Returns the manifests of those that have ended. `limits`: of `side_by_side`."
+def train_experiments(
+    study: str,
+    experiments: list[str],
+    seeds: list[int] | None = None,
+    base_model: str | None = None,
+    **limits,
+) -> list[dict[str, Any]]:
+    """Stage `train`: all `seeds` (default: the study's) of `experiments`, side by side.
+
+    Returns the manifests of those that have ended. `limits`: of `side_by_side`.
+    """
     seeds = seeds or read_json(report_folder(study) / "configs" / f"{experiments[0]}.json")["seeds"]
-    jobs = [(config, seed, problems) for config, problems in (prepared(study, e, base_model) for e in experiments) for seed in seeds]
+    jobs = [
+        (config, seed, problems)
+        for config, problems in (prepared(study, e, base_model) for e in experiments)
+        for seed in seeds
+    ]
     left = unfinished(study, jobs)
-    if "WORLD_SIZE" in os.environ:                     # all processes of a run see the same, since none can train before the others are there
-        for job in left: train_seed(*job, [0, 0])
-        if int(os.environ["RANK"]): return []
+    # all processes of a run see the same, since none can train before the others are there
+    if "WORLD_SIZE" in os.environ:
+        for job in left:
+            train_seed(*job, [0, 0])
+        if int(os.environ["RANK"]):
+            return []
     elif left:
         import zeromodel.training.runs  # noqa: F401  loaded once, before the fork
+
         side_by_side(left, **limits)
-    files = [report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json" for config, seed, _ in jobs]
+    files = [
+        report_folder(study) / "runs" / config["experiment"] / str(seed) / "manifest.json"
+        for config, seed, _ in jobs
+    ]
     return [read_json(file) for file in files if file.exists()]
 
 # %% ../../nbs/study/pipeline.ipynb #1f49b916
 def nearest(name: str, known: list[str], otherwise: str = "there are") -> str:
-    "A hint for someone who wrote `name`."
-    return f"did you mean {near[0]}?" if (near := difflib.get_close_matches(name, known, 1, .5)) else f"{otherwise} {', '.join(known)}"
+    """A hint for someone who wrote `name`."""
+    return (
+        f"did you mean {near[0]}?"
+        if (near := difflib.get_close_matches(name, known, 1, 0.5))
+        else f"{otherwise} {', '.join(known)}"
+    )
 
 # %% ../../nbs/study/pipeline.ipynb #51aed010
 def experiments_named(study: str, names: list[str]) -> list[str]:
-    "The experiments of `study`, resolved, that `names` means; 'all' means those that it runs. Raises `PipelineError`."
+    """The experiments of `study`, resolved, that `names` means; 'all' means those that it runs.
+
+    Raises `PipelineError`.
+    """
     configs = report_folder(study) / "configs"
-    if not (configs / "study.json").exists(): raise PipelineError(f"study {study} is not resolved yet; 'zeromodel study run' does it all, 'zeromodel study prepare' this and its problems only")
+    if not (configs / "study.json").exists():
+        raise PipelineError(
+            f"study {study} is not resolved yet; 'zeromodel study run' does it all, 'zeromodel"
+            " study prepare' this and its problems only"
+        )
     known = read_json(configs / "study.json")["run"]
     for name in names:
-        if name not in (*known, "all"): raise PipelineError(f"{name}: no such experiment in study {study}; {nearest(name, known, 'it runs')}")
+        if name not in (*known, "all"):
+            raise PipelineError(
+                f"{name}: no such experiment in study {study}; {nearest(name, known, 'it runs')}"
+            )
     return known if "all" in names else names
 
 # %% ../../nbs/study/pipeline.ipynb #2d8daccf
 def prepared(study: str, experiment: str, base_model: str | None) -> tuple[dict[str, Any], Path]:
-    "The configuration of a run, and its problems; with a base model in words and in the tokens of that model. Raises `PipelineError` when there are none."
+    """The configuration of a run, and its problems; with a base model in words and in the tokens
+    of that model. Raises `PipelineError` when there are none.
+    """
     from zeromodel.study.experiments import build, read_study
-    config, file = read_json(report_folder(study) / "configs" / f"{experiment}.json")["config"], run_folder(study) / "problems.npz"
+
+    config, file = (
+        read_json(report_folder(study) / "configs" / f"{experiment}.json")["config"],
+        run_folder(study) / "problems.npz",
+    )
     if not base_model:
-        if not file.exists(): raise PipelineError(f"{file}: no problems yet; 'zeromodel study run' makes them")
+        if not file.exists():
+            raise PipelineError(f"{file}: no problems yet; 'zeromodel study run' makes them")
         format = config["training"]["format"]
-        if not any(name.startswith(f"{format}/") for name in np.load(file)): raise PipelineError(f"{file}: no problems in the format {format}; name {experiment} in 'run' of params.yaml, and 'zeromodel study prepare' makes them")
+        if not any(name.startswith(f"{format}/") for name in np.load(file)):
+            raise PipelineError(
+                f"{file}: no problems in the format {format}; name {experiment} in 'run' of"
+                " params.yaml, and 'zeromodel study prepare' makes them"
+            )
         return config, file
     from zeromodel.training.runs import tokenizer_of
     from zeromodel.training.settings import RunConfig
+
     training, whole = config["training"] | {"format": "words"}, read_study()[0]
-    config = config | {"experiment": f"{experiment}-{Path(base_model).name}", "training": training, "base_model": base_model}
-    p, file = whole.problems, file.with_name(f"words-{key_of(asdict(whole.problems), base_model, training['steps'], training['batch_size'], stage_code('problems'))}.npz")
+    config = config | {
+        "experiment": f"{experiment}-{Path(base_model).name}",
+        "training": training,
+        "base_model": base_model,
+    }
+    p, file = (
+        whole.problems,
+        file.with_name(
+            f"words-{key_of(asdict(whole.problems), base_model, training['steps'], training['batch_size'], stage_code('problems'))}.npz"
+        ),
+    )
     if not file.exists():
-        tokenizer, seen = tokenizer_of(build(RunConfig, config)), min(p.train, training["steps"] * training["batch_size"])
-        save_arrays(file, encoded(whole, "train", seen, tokenizer, ["words"]) | encoded(whole, "validation", p.validation, tokenizer, ["words"]))
+        tokenizer, seen = (
+            tokenizer_of(build(RunConfig, config)),
+            min(p.train, training["steps"] * training["batch_size"]),
+        )
+        save_arrays(
+            file,
+            encoded(whole, "train", seen, tokenizer, ["words"])
+            | encoded(whole, "validation", p.validation, tokenizer, ["words"]),
+        )
     return config, file
 
 # %% ../../nbs/study/pipeline.ipynb #02bb9082
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
-    "A notebook without timestamps, counters of the machine, and random ids."
+    """A notebook without timestamps, counters of the machine, and random ids."""
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k == "kernelspec"}
     for i, cell in enumerate(notebook["cells"]):
         cell["id"] = f"cell-{i:02d}"
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
-        for output in cell.get("outputs", []): output.get("metadata", {}).clear()
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).clear()
     return notebook
 
 
 def run_notebook(study: str, name: str):
-    "Stage `analysis`: execute `nbs/analysis/NAME.ipynb` for `study`; its figures go to the report, and an executed copy."
+    """Stage `analysis`: execute `nbs/analysis/NAME.ipynb` for `study`; its figures go to the
+    report, and an executed copy.
+    """
     import papermill
     from traitlets.config import Config
+
     figures = report_folder(study) / "figures" / name
     figures.mkdir(parents=True, exist_ok=True)
     executed = run_folder(study) / f"{name}.executed.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(f"nbs/analysis/{name}.ipynb", executed, {"study": study, "root": "."}, kernel_name="python3", progress_bar=False, config=Config(KernelManager={"transport": "ipc"}))
-    except papermill.PapermillExecutionError as e: raise PipelineError(f"nbs/analysis/{name}.ipynb, cell {e.exec_count}: {e.ename}: {e.evalue}") from None
-    write_atomically(report_folder(study) / "notebooks" / f"{name}.ipynb", json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n")
+    try:
+        papermill.execute_notebook(
+            f"nbs/analysis/{name}.ipynb",
+            executed,
+            {"study": study, "root": "."},
+            kernel_name="python3",
+            progress_bar=False,
+            config=Config(KernelManager={"transport": "ipc"}),
+        )
+    except papermill.PapermillExecutionError as e:
+        raise PipelineError(
+            f"nbs/analysis/{name}.ipynb, cell {e.exec_count}: {e.ename}: {e.evalue}"
+        ) from None
+    write_atomically(
+        report_folder(study) / "notebooks" / f"{name}.ipynb",
+        json.dumps(normalised(read_json(executed)), indent=1, ensure_ascii=False) + "\n",
+    )
     executed.unlink()
 
 # %% ../../nbs/study/pipeline.ipynb #20e0f574
 def make_benchmark(folder: Path):
-    "Write the frozen test suites if `folder` is missing, or empty, as a new volume is."
-    if any(folder.glob("*")): return
+    """Write the frozen test suites if `folder` is missing, or empty, as a new volume is."""
+    if any(folder.glob("*")):
+        return
     from zeromodel.tasks.files import write_frozen_suites
+
     partial = folder.with_name(f".{folder.name}.partial")
     write_frozen_suites(partial)
     folder.mkdir(exist_ok=True)
-    for made in partial.iterdir(): shutil.move(made, folder / made.name)      # nothing can take the place of a volume itself
+    # nothing can take the place of a volume itself
+    for made in partial.iterdir():
+        shutil.move(made, folder / made.name)
     partial.rmdir()
 
 
 def check_benchmark(folder: Path = Path("data")):
-    "Make the frozen test suites if there are none, and compare them with `data.dvc`. Raises `PipelineError` when they differ."
-    if subprocess.run(["git", "diff", "--quiet", "--", "data.dvc"], capture_output=True).returncode == 1:
-        raise PipelineError("data.dvc differs from the committed one: the hash of the benchmark was changed. Put it back with 'git checkout data.dvc', or stage it with 'git add data.dvc' if you mean it.")
+    """Make the frozen test suites if there are none, and compare them with `data.dvc`.
+
+    Raises `PipelineError` when they differ.
+    """
+    if (
+        subprocess.run(["git", "diff", "--quiet", "--", "data.dvc"], capture_output=True).returncode
+        == 1
+    ):
+        raise PipelineError(
+            "data.dvc differs from the committed one: the hash of the benchmark was changed. Put it"
+            " back with 'git checkout data.dvc', or stage it with 'git add data.dvc' if you"
+            " mean it."
+        )
     make_benchmark(folder)
     from dvc.repo import Repo
-    with Repo() as repo: changed = any(out.changed_checksum() for stage in repo.index.stages if stage.path_in_repo == "data.dvc" for out in stage.outs)
+
+    with Repo() as repo:
+        changed = any(
+            out.changed_checksum()
+            for stage in repo.index.stages
+            if stage.path_in_repo == "data.dvc"
+            for out in stage.outs
+        )
     if changed:
-        raise PipelineError(f"the benchmark in {folder}/ is not the one that data.dvc names. If a file was edited, delete {folder}/ and run again. If it was just generated, the generator has changed: "
-                            "its results cannot be compared with earlier ones. If that is meant, as with a new suite: 'dvc add data' and 'git add data.dvc'.")
+        raise PipelineError(
+            f"the benchmark in {folder}/ is not the one that data.dvc names. If a file was edited,"
+            f" delete {folder}/ and run again. If it was just generated, the generator has changed:"
+            " its results cannot be compared with earlier ones. If that is meant, as with a new"
+            " suite: 'dvc add data' and 'git add data.dvc'."
+        )

@@ -15,34 +15,83 @@ import typst
 from jinja2 import Environment
 
 from ..evaluation.equal_accuracy import two_digits
-from .results import by_seed, chance_of, experiments_of, manifests, none_if_nan, summarise
+from zeromodel.study.results import (
+    by_seed,
+    chance_of,
+    experiments_of,
+    manifests,
+    none_if_nan,
+    summarise,
+)
 from ..training.checkpoints import write_atomically, write_json
 
 # %% ../../nbs/study/report.ipynb #cell-06
 def sentence(s: dict[str, Any]) -> str:
-    "The verdict in one sentence, made of the numbers."
+    """The verdict in one sentence, made of the numbers."""
     c, r = s["contrast"], s["comparison"]
-    if r["difference"] is None: return f"{c['treatment']} and {c['control']} have no finished seed in common."
-    text = f"{c['treatment']} minus {c['control']} at depth {s['deepest_depth']}: {r['difference']:+.3f}"
-    if r["lower"] is not None: text += f" (95% interval {r['lower']:+.3f} to {r['upper']:+.3f}"
-    text += f"{', p = ' + format(r['p_value'], '.3g') if r['p_value'] is not None else ', no test'}, {r['n']} seeds" + (f", {r['n_dropped']} dropped)" if r["n_dropped"] else ")")
-    if r["minimum_detectable_effect"] is not None: text += f". A true difference of {r['minimum_detectable_effect']:.3f} would have been found four times out of five; less than {c['smallest_effect']:.2f} would not matter."
+    if r["difference"] is None:
+        return f"{c['treatment']} and {c['control']} have no finished seed in common."
+    text = (
+        f"{c['treatment']} minus {c['control']} at depth {s['deepest_depth']}:"
+        f" {r['difference']:+.3f}"
+    )
+    if r["lower"] is not None:
+        text += f" (95% interval {r['lower']:+.3f} to {r['upper']:+.3f}"
+    text += (
+        f"{', p = ' + format(r['p_value'], '.3g') if r['p_value'] is not None else ', no test'},"
+        f" {r['n']} seeds" + (f", {r['n_dropped']} dropped)" if r["n_dropped"] else ")")
+    )
+    if r["minimum_detectable_effect"] is not None:
+        text += (
+            f". A true difference of {r['minimum_detectable_effect']:.3f} would have been found"
+            f" four times out of five; less than {c['smallest_effect']:.2f} would not matter."
+        )
     return text
 
 # %% ../../nbs/study/report.ipynb #f57611b3
 def ratio_words(r: dict[str, Any]) -> str:
-    "One equal-accuracy ratio, a bound, or why it is neither."
-    if r["censored"] == "<>": return "no equal-accuracy ratio, since in some seeds the largest model of the family does worse than the recurrent one, in others the smallest does better"
-    if set(r["censored_by_seed"]) == {">"}: return f"no model of the feed-forward family is as accurate in any seed; the largest has {r['ratio']:.2f} times as many as the recurrent model"
-    if set(r["censored_by_seed"]) == {"<"}: return f"the smallest model of the feed-forward family is more accurate in every seed, with {r['ratio']:.2f} times as many as the recurrent model"
-    sure = f", 95% interval {r['lower']:.2f} to {r['upper']:.2f}" if not r["censored"] else {">": "; a bound, since the largest model of the family does not reach that accuracy in all seeds", "<": "; a bound, since the smallest does better in some seeds"}[r["censored"]]
-    return f"for the same accuracy the feed-forward family needs {dict([('', ''), ('>', 'more than '), ('<', 'less than ')])[r['censored']]}{two_digits(r['ratio'], r['censored'])} times as many as the recurrent model{sure}"
+    """One equal-accuracy ratio, a bound, or why it is neither."""
+    if r["censored"] == "<>":
+        return (
+            "no equal-accuracy ratio, since in some seeds the largest model of the family does"
+            " worse than the recurrent one, in others the smallest does better"
+        )
+    if set(r["censored_by_seed"]) == {">"}:
+        return (
+            "no model of the feed-forward family is as accurate in any seed; the largest has"
+            f" {r['ratio']:.2f} times as many as the recurrent model"
+        )
+    if set(r["censored_by_seed"]) == {"<"}:
+        return (
+            "the smallest model of the feed-forward family is more accurate in every seed, with"
+            f" {r['ratio']:.2f} times as many as the recurrent model"
+        )
+    sure = (
+        f", 95% interval {r['lower']:.2f} to {r['upper']:.2f}"
+        if not r["censored"]
+        else {
+            ">": (
+                "; a bound, since the largest model of the family does not reach that accuracy in"
+                " all seeds"
+            ),
+            "<": "; a bound, since the smallest does better in some seeds",
+        }[r["censored"]]
+    )
+    return (
+        "for the same accuracy the feed-forward family needs"
+        f" { {'': '', '>': 'more than ', '<': 'less than '}[r['censored']] }{two_digits(r['ratio'], r['censored'])}"
+        f" times as many as the recurrent model{sure}"
+    )
 
 
 def ratio_sentences(s: dict[str, Any]) -> list[str]:
-    "The equal-accuracy ratios in words; a sentence that says why where there is none."
+    """The equal-accuracy ratios in words; a sentence that says why where there is none."""
     names = {"parameters": "Parameters", "flops": "FLOPs for a token"}
-    if not any(s["equal_accuracy"].values()): return ["No equal-accuracy ratio: that takes at least two sizes of the feed-forward family, and seeds that finished."]
+    if not any(s["equal_accuracy"].values()):
+        return [
+            "No equal-accuracy ratio: that takes at least two sizes of the feed-forward family, and"
+            " seeds that finished."
+        ]
     return [f"{names[unit]}: {ratio_words(r)}." for unit, r in s["equal_accuracy"].items() if r]
 
 # %% ../../nbs/study/report.ipynb #cell-12
@@ -78,25 +127,57 @@ PAGE = """<!doctype html>
 
 # %% ../../nbs/study/report.ipynb #cell-16
 def figures_of(report: Path, end: str = "svg") -> list[dict[str, Any]]:
-    "The figures of a report in the order of their numbers (`end` svg), or its tables (tex): title, caption, notebook, and path without the suffix."
+    """The figures of a report in the order of their numbers (`end` svg), or its tables (tex):
+    title, caption, notebook, and path without the suffix.
+    """
     found = []
     for file in (report / "figures").glob(f"*/*.{end}"):
-        stem, (number, _, words) = file.relative_to(report).with_suffix("").as_posix(), file.stem.partition("_")
+        stem, (number, _, words) = (
+            file.relative_to(report).with_suffix("").as_posix(),
+            file.stem.partition("_"),
+        )
         title = f"{number}. {words.replace('_', ' ').capitalize()}" if words else number
-        found.append({"order": (int((re.match(r"\d+", number) or ["0"])[0]), file.stem), "title": title, "stem": stem, "caption": file.with_suffix(".txt").read_text().strip(),
-                      "data": file.with_suffix(".csv").exists(), "notebook": f"notebooks/{file.parent.name}.ipynb"})
+        found.append(
+            {
+                "order": (int((re.match(r"\d+", number) or ["0"])[0]), file.stem),
+                "title": title,
+                "stem": stem,
+                "caption": file.with_suffix(".txt").read_text().strip(),
+                "data": file.with_suffix(".csv").exists(),
+                "notebook": f"notebooks/{file.parent.name}.ipynb",
+            }
+        )
     return sorted(found, key=lambda f: f["order"])
 
 
-def three_digits(x: float | None) -> str: return "–" if x is None or x != x else f"{x:.3f}"
+def three_digits(x: float | None) -> str:
+    return "–" if x is None or x != x else f"{x:.3f}"
 
 
 def facts(report: Path) -> dict[str, Any]:
-    "What page and PDF are filled with."
-    s, scores = summarise(report), by_seed(report).stack(future_stack=True).rename("accuracy").reset_index()
-    runs = manifests(report, experiments_of(report)).merge(scores, on=["experiment", "seed"]).astype(object)
-    return {"s": s, "study": report.name, "sentence": sentence(s), "ratios": ratio_sentences(s), "number": three_digits, "chance": chance_of(report), "colour": VERDICT_COLOURS[s["verdict"]], "style": STYLE,
-            "figures": figures_of(report), "tables": figures_of(report, "tex"), "runs": [{k: none_if_nan(v) for k, v in r.items()} for r in runs.to_dict("records")]}
+    """What page and PDF are filled with."""
+    s, scores = (
+        summarise(report),
+        by_seed(report).stack(future_stack=True).rename("accuracy").reset_index(),
+    )
+    runs = (
+        manifests(report, experiments_of(report))
+        .merge(scores, on=["experiment", "seed"])
+        .astype(object)
+    )
+    return {
+        "s": s,
+        "study": report.name,
+        "sentence": sentence(s),
+        "ratios": ratio_sentences(s),
+        "number": three_digits,
+        "chance": chance_of(report),
+        "colour": VERDICT_COLOURS[s["verdict"]],
+        "style": STYLE,
+        "figures": figures_of(report),
+        "tables": figures_of(report, "tex"),
+        "runs": [{k: none_if_nan(v) for k, v in r.items()} for r in runs.to_dict("records")],
+    }
 
 # %% ../../nbs/study/report.ipynb #cell-20
 PAPER = """#set document(title: "ZeroModel: {{ study }}", date: none)
@@ -117,20 +198,25 @@ Accuracy on questions that need {{ s.deepest_depth }} dependent steps, the deepe
 
 # %% ../../nbs/study/report.ipynb #cell-21
 def write_pdf(report: Path, told: dict[str, Any]):
-    "Write `report.pdf`."
+    """Write `report.pdf`."""
     templates = Environment()
     templates.filters["typst"] = lambda text: re.sub(r"([\\#$*_`<>@\[\]~])", r"\\\1", text)
-    source = report / ".report.typ"                      # beside the figures that it names
+    source = report / ".report.typ"  # beside the figures that it names
     try:
         write_atomically(source, templates.from_string(PAPER).render(told))
         (report / "report.pdf").write_bytes(typst.compile(str(source), root=str(report)))
-    finally: source.unlink(missing_ok=True)
+    finally:
+        source.unlink(missing_ok=True)
 
 
 def write_report(report: Path) -> dict[str, Any]:
-    "Write `summary.json`, `index.html` and `report.pdf` from what the runs left in `report`; returns the summary."
+    """Write `summary.json`, `index.html` and `report.pdf` from what the runs left in `report`;
+    returns the summary.
+    """
     told = facts(report := Path(report))
     write_json(report / "summary.json", told["s"])
-    write_atomically(report / "index.html", Environment(autoescape=True).from_string(PAGE).render(told))
+    write_atomically(
+        report / "index.html", Environment(autoescape=True).from_string(PAGE).render(told)
+    )
     write_pdf(report, told)
     return told["s"]

@@ -16,54 +16,92 @@ from ..training.checkpoints import die_with_parent, key_of, write_atomically
 
 # %% ../../nbs/study/reproduce.ipynb #bf0524a8
 def check_study():
-    "Read and resolve `params.yaml`. Raises `StudyError`."
+    """Read and resolve `params.yaml`. Raises `StudyError`."""
     stamp = Path("runs/checked")
-    key = key_of(*(path.read_text(encoding="utf-8") for path in [Path("params.yaml"), *sorted(Path(__file__).parents[1].rglob("*.py"))] if path.exists()))
-    if stamp.exists() and stamp.read_text() == key: return
+    key = key_of(
+        *(
+            path.read_text(encoding="utf-8")
+            for path in [Path("params.yaml"), *sorted(Path(__file__).parents[1].rglob("*.py"))]
+            if path.exists()
+        )
+    )
+    if stamp.exists() and stamp.read_text() == key:
+        return
     from zeromodel.study.experiments import read_study
+
     read_study()
     write_atomically(stamp, key)
 
 # %% ../../nbs/study/reproduce.ipynb #d9160b78
 def stale(*stages: str) -> list[str]:
-    "Those of `stages` (default: all) that are not up to date; the names of a matrix stage are STAGE@ITEM."
+    """Those of `stages` (default: all) that are not up to date; the names of a matrix stage are
+    STAGE@ITEM.
+    """
     from dvc.repo import Repo
-    with Repo() as repo: return [name for name in repo.status(list(stages) or None) if not name.endswith(".dvc")]
+
+    with Repo() as repo:
+        return [name for name in repo.status(list(stages) or None) if not name.endswith(".dvc")]
 
 
 def repro(*arguments: str):
-    "`dvc repro`. Raises `PipelineError` when a stage fails."
+    """`dvc repro`. Raises `PipelineError` when a stage fails."""
     from dvc.cli import main
-    if main(["--wait-for-lock", "repro", *arguments]): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
+
+    if main(["--wait-for-lock", "repro", *arguments]):
+        raise PipelineError(
+            "the pipeline stopped, see above; run it again to go on where it stopped"
+        )
 
 
 def lane(names: list[str]):
-    "The body of a process that runs stages."
+    """The body of a process that runs stages."""
     die_with_parent()
-    try: repro("--single-item", *names)
-    except PipelineError: sys.exit(1)
+    try:
+        repro("--single-item", *names)
+    except PipelineError:
+        sys.exit(1)
 
 
 def in_lanes(stage: str):
-    "The stale ones of a matrix stage, in as many processes at once as there are cores. Raises `PipelineError` when one fails."
+    """The stale ones of a matrix stage, in as many processes at once as there are cores.
+
+    Raises `PipelineError` when one fails.
+    """
     names, context = stale(stage), multiprocessing.get_context("spawn")
-    lanes = [context.Process(target=lane, args=(mine,)) for i in range(os.cpu_count() or 1) if (mine := names[i::os.cpu_count() or 1])]
+    lanes = [
+        context.Process(target=lane, args=(mine,))
+        for i in range(os.cpu_count() or 1)
+        if (mine := names[i :: os.cpu_count() or 1])
+    ]
     try:
-        for process in lanes: process.start()
-        for process in lanes: process.join()
+        for process in lanes:
+            process.start()
+        for process in lanes:
+            process.join()
     finally:
-        for process in lanes: process.kill()
-    if any(process.exitcode for process in lanes): raise PipelineError("the pipeline stopped, see above; run it again to go on where it stopped")
+        for process in lanes:
+            process.kill()
+    if any(process.exitcode for process in lanes):
+        raise PipelineError(
+            "the pipeline stopped, see above; run it again to go on where it stopped"
+        )
 
 # %% ../../nbs/study/reproduce.ipynb #45f2024b
 def reproduce(*stages: str):
-    "`params.yaml` to the finished report, or to the end of `stages`. Raises `StudyError` or `PipelineError` before anything runs when something is wrong."
+    """`params.yaml` to the finished report, or to the end of `stages`.
+
+    Raises `StudyError` or `PipelineError` before anything runs when something is wrong.
+    """
     check_study()
     check_benchmark()
-    if stages: return repro(*stages)
-    if not stale(): return print("Nothing has changed; the report is up to date.")
+    if stages:
+        return repro(*stages)
+    if not stale():
+        return print("Nothing has changed; the report is up to date.")
     repro("configs", "problems")
-    if names := [name.partition("@")[2] for name in stale("train")]: train_experiments(study_name(), names, at_once=os.cpu_count())
+    if names := [name.partition("@")[2] for name in stale("train")]:
+        train_experiments(study_name(), names, at_once=os.cpu_count())
     repro("train", "speed")
-    for stage in ("evaluate", "analysis"): in_lanes(stage)
+    for stage in ("evaluate", "analysis"):
+        in_lanes(stage)
     repro()

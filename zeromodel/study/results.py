@@ -17,154 +17,295 @@ import pandas as pd
 
 from ..evaluation.counts import FILE_COLUMNS, read_evaluation
 from ..evaluation.param_counter import count_flops, count_parameters
-from ..evaluation.statistical_tests import EqualAccuracyRatio, StatisticalReport, equal_accuracy_ratio, paired_comparison, t_interval, verdict
+from zeromodel.evaluation.statistical_tests import (
+    EqualAccuracyRatio,
+    StatisticalReport,
+    equal_accuracy_ratio,
+    paired_comparison,
+    t_interval,
+    verdict,
+)
 from ..model.parts import ModelSizes
 from ..tasks.tokens import vocabulary
 from ..training.checkpoints import read_json
 
 # %% ../../nbs/study/results.ipynb #cell-08
 def study_of(report: Path) -> dict[str, Any]:
-    "What was declared before anything ran: `run` (the experiments in order), `contrast`, `suite`, `modulus`, `num_names`, `length`."
+    """What was declared before anything ran: `run` (the experiments in order), `contrast`,
+    `suite`, `modulus`, `num_names`, `length`.
+    """
     return read_json(Path(report) / "configs" / "study.json")
 
 
-def experiments_of(report: Path) -> list[str]: return study_of(report)["run"]
+def experiments_of(report: Path) -> list[str]:
+    return study_of(report)["run"]
 
 
 def chance_of(report: Path) -> float:
-    "Accuracy of guessing: one in the modulus."
+    """Accuracy of guessing: one in the modulus."""
     return 1 / study_of(report)["modulus"]
 
 
 def settings_of(report: Path, name: str) -> dict[str, Any]:
-    "The resolved configuration of experiment `name`."
+    """The resolved configuration of experiment `name`."""
     return read_json(Path(report) / "configs" / f"{name}.json")["config"]
 
 # %% ../../nbs/study/results.ipynb #cell-10
 def manifests(report: Path, experiments: list[str]) -> pd.DataFrame:
-    "One row per run: experiment, seed, status, parameters, seconds, error. Failed and missing runs have a row too."
+    """One row per run: experiment, seed, status, parameters, seconds, error.
+
+    Failed and missing runs have a row too.
+    """
     rows = []
     for name in experiments:
         for seed in read_json(report / "configs" / f"{name}.json")["seeds"]:
             file = report / "runs" / name / str(seed) / "manifest.json"
             m = read_json(file) if file.exists() else {"status": "missing"}
-            rows.append({"experiment": name, "seed": seed} | {k: m.get(k) for k in ("status", "parameters", "steps", "seconds", "error")})
+            rows.append(
+                {"experiment": name, "seed": seed}
+                | {k: m.get(k) for k in ("status", "parameters", "steps", "seconds", "error")}
+            )
     return pd.DataFrame(rows)
 
 
 def counts(report: Path, experiments: list[str], forced: bool = False) -> pd.DataFrame:
-    "The counts of right and wrong answers of all experiments, as the models decided; `forced`: at every forced exit instead."
+    """The counts of right and wrong answers of all experiments, as the models decided; `forced`:
+    at every forced exit instead.
+    """
     files = {name: report / "evaluation" / f"{name}.json" for name in experiments}
-    tables = [read_evaluation(file).assign(experiment=name) for name, file in files.items() if file.exists()]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["experiment", *FILE_COLUMNS])
+    tables = [
+        read_evaluation(file).assign(experiment=name)
+        for name, file in files.items()
+        if file.exists()
+    ]
+    table = (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=["experiment", *FILE_COLUMNS])
+    )
     return table[(table.forced > 0) == forced].reset_index(drop=True)
 
 # %% ../../nbs/study/results.ipynb #cell-13
 def curves(report: Path, experiments: list[str]) -> pd.DataFrame:
-    "The training curves of the study's seeds, long: experiment, seed, metric, step, value. Other seeds may have been left by a study of another day."
+    """The training curves of the study's seeds, long: experiment, seed, metric, step, value.
+
+    Other seeds may have been left by a study of another day.
+    """
     rows = [pd.DataFrame(columns=["step", "value", "experiment", "seed", "metric"])]
     for name in experiments:
         for seed in read_json(report / "configs" / f"{name}.json")["seeds"]:
             folder = report / "runs" / name / str(seed) / "plots" / "metrics"
             for file in sorted(folder.rglob("*.tsv")):
-                rows.append(pd.read_csv(file, sep="\t").set_axis(["step", "value"], axis=1).assign(experiment=name, seed=seed, metric=file.relative_to(folder).with_suffix("").as_posix()))
-    return pd.concat(rows[min(1, len(rows) - 1):], ignore_index=True)
+                rows.append(
+                    pd.read_csv(file, sep="\t")
+                    .set_axis(["step", "value"], axis=1)
+                    .assign(
+                        experiment=name,
+                        seed=seed,
+                        metric=file.relative_to(folder).with_suffix("").as_posix(),
+                    )
+                )
+    return pd.concat(rows[min(1, len(rows) - 1) :], ignore_index=True)
 
 
 def closeups(report: Path, name: str) -> list[dict[str, Any]]:
-    "The problems on which experiment `name` was watched; see `zeromodel.evaluation.closeups`."
+    """The problems on which experiment `name` was watched; see `zeromodel.evaluation.closeups`."""
     file = report / "closeups" / f"{name}.json"
     return read_json(file)["closeups"] if file.exists() else []
 
 
 def speeds(report: Path) -> pd.DataFrame:
-    "What was measured by the clock, a row for each experiment; empty when nothing was."
+    """What was measured by the clock, a row for each experiment; empty when nothing was."""
     file = report / "speed.csv"
-    return pd.read_csv(file) if file.exists() and file.stat().st_size > 1 else pd.DataFrame(columns=["experiment"])
+    return (
+        pd.read_csv(file)
+        if file.exists() and file.stat().st_size > 1
+        else pd.DataFrame(columns=["experiment"])
+    )
 
 # %% ../../nbs/study/results.ipynb #cell-15
 def accuracy_by(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    "Accuracy of every experiment and seed in each group of `by`, over all questions in it."
+    """Accuracy of every experiment and seed in each group of `by`, over all questions in it."""
     keys = ["experiment", "seed", *by]
     total = table.groupby(keys, sort=False).n.sum()
-    return (table[table.correct == 1].groupby(keys, sort=False).n.sum().reindex(total.index, fill_value=0) / total).rename("accuracy").reset_index()
+    return (
+        (
+            table[table.correct == 1]
+            .groupby(keys, sort=False)
+            .n.sum()
+            .reindex(total.index, fill_value=0)
+            / total
+        )
+        .rename("accuracy")
+        .reset_index()
+    )
 
 # %% ../../nbs/study/results.ipynb #cell-18
-TRAINED = "level == 1 and forward == 1"      # the questions of the kind that was trained
+TRAINED = "level == 1 and forward == 1"  # the questions of the kind that was trained
 
 
-def primary_scores(report: Path, experiments: list[str], depth: int | None = None) -> tuple[pd.DataFrame, int]:
-    "Accuracy of every run at `depth` (default: the deepest) of the trained level, NaN where a run failed; and that depth."
+def primary_scores(
+    report: Path, experiments: list[str], depth: int | None = None
+) -> tuple[pd.DataFrame, int]:
+    """Accuracy of every run at `depth` (default: the deepest) of the trained level, NaN where a
+    run failed; and that depth.
+    """
     table = counts(report, experiments).query(TRAINED)
     deepest = depth or (int(table.depth.max()) if len(table) else 0)
     scores = accuracy_by(table[table.depth == deepest], [])
-    return manifests(report, experiments)[["experiment", "seed", "status"]].merge(scores, how="left", on=["experiment", "seed"]), deepest
+    return manifests(report, experiments)[["experiment", "seed", "status"]].merge(
+        scores, how="left", on=["experiment", "seed"]
+    ), deepest
 
 # %% ../../nbs/study/results.ipynb #cell-21
 def sizes_of(report: Path, name: str) -> ModelSizes:
-    "The model of experiment `name`, as far as it can be counted."
+    """The model of experiment `name`, as far as it can be counted."""
     study = study_of(report)
-    return ModelSizes(vocab_size=len(vocabulary(study["modulus"], study["num_names"])), **settings_of(report, name)["model"])
+    return ModelSizes(
+        vocab_size=len(vocabulary(study["modulus"], study["num_names"])),
+        **settings_of(report, name)["model"],
+    )
 
 
 def costs(report: Path, experiments: list[str]) -> pd.DataFrame:
-    "`parameters` and forward `flops` for a token of a typical problem, a row for each experiment, all iterations made."
+    """`parameters` and forward `flops` for a token of a typical problem, a row for each
+    experiment, all iterations made.
+    """
     length, sizes = study_of(report)["length"], [sizes_of(report, name) for name in experiments]
-    return pd.DataFrame({"parameters": map(count_parameters, sizes), "flops": [count_flops(s, length) for s in sizes]}, index=pd.Index(experiments, name="experiment"))
+    return pd.DataFrame(
+        {
+            "parameters": map(count_parameters, sizes),
+            "flops": [count_flops(s, length) for s in sizes],
+        },
+        index=pd.Index(experiments, name="experiment"),
+    )
 
 
 def feed_forward(report: Path, name: str) -> bool:
-    "Whether experiment `name` belongs to the family that the recurrent model is measured against: ordinary attention, every block once, answers read off."
+    """Whether experiment `name` belongs to the family that the recurrent model is measured
+    against: ordinary attention, every block once, answers read off.
+    """
     c = settings_of(report, name)
     m = c["model"]
-    return m.get("attention") == "gqa" and not m.get("use_lru") and m.get("num_loops", 1) == 1 and c["training"].get("format", "parallel") == "parallel"
+    return (
+        m.get("attention") == "gqa"
+        and not m.get("use_lru")
+        and m.get("num_loops", 1) == 1
+        and c["training"].get("format", "parallel") == "parallel"
+    )
 
 # %% ../../nbs/study/results.ipynb #cell-25
-def equal_accuracy(report: Path, unit: str, treatment: str | None = None) -> EqualAccuracyRatio | None:
-    "The equal-accuracy ratio in `parameters` or `flops` of `treatment` (default: of the study's contrast); None with fewer than two sizes in the family, or no seed to compare."
+def equal_accuracy(
+    report: Path, unit: str, treatment: str | None = None
+) -> EqualAccuracyRatio | None:
+    """The equal-accuracy ratio in `parameters` or `flops` of `treatment` (default: of the
+    study's contrast); None with fewer than two sizes in the family, or no seed to compare.
+    """
     experiments = experiments_of(report)
-    treatment, cost = treatment or study_of(report)["contrast"]["treatment"], costs(report, experiments)[unit]
+    treatment, cost = (
+        treatment or study_of(report)["contrast"]["treatment"],
+        costs(report, experiments)[unit],
+    )
     family = [name for name in experiments if feed_forward(report, name)]
-    family = [name for i, name in enumerate(family) if cost[name] not in [cost[f] for f in family[:i]]]
+    family = [
+        name for i, name in enumerate(family) if cost[name] not in [cost[f] for f in family[:i]]
+    ]
     scores = by_seed(report)
-    if len(family) < 2: return None
-    try: return equal_accuracy_ratio(cost[family], scores[family], cost[treatment], scores[treatment])
-    except ValueError: return None
+    if len(family) < 2:
+        return None
+    try:
+        return equal_accuracy_ratio(
+            cost[family], scores[family], cost[treatment], scores[treatment]
+        )
+    except ValueError:
+        return None
 
 # %% ../../nbs/study/results.ipynb #4b0b3b9a
 def by_seed(report: Path, depth: int | None = None) -> pd.DataFrame:
-    "Accuracy at `depth` (default: the deepest that was trained), a row for each seed, a column for each experiment, NaN where a run failed or is missing."
+    """Accuracy at `depth` (default: the deepest that was trained), a row for each seed, a column
+    for each experiment, NaN where a run failed or is missing.
+    """
     experiments = experiments_of(report)
-    return primary_scores(report, experiments, depth)[0].pivot(index="seed", columns="experiment", values="accuracy")[experiments].astype(float)
+    return (
+        primary_scores(report, experiments, depth)[0]
+        .pivot(index="seed", columns="experiment", values="accuracy")[experiments]
+        .astype(float)
+    )
 
 
 def comparisons(report: Path, role: str = "treatment") -> StatisticalReport:
-    "All experiments against one of the contrast (the `treatment`, which is the main one, or the `control`), adjusted for their number: by max-T, or, where some have fewer than six pairs, of which no sign flip can be significant, by Holm."
+    """All experiments against one of the contrast (the `treatment`, which is the main one, or
+    the `control`), adjusted for their number: by max-T, or, where some have fewer than six
+    pairs, of which no sign flip can be significant, by Holm.
+    """
     scores, contrast = by_seed(report), study_of(report)["contrast"]
     others = scores.columns.drop(contrast[role])
     pairs = [n for name in others if (n := len(scores[[contrast[role], name]].dropna()))]
-    family = StatisticalReport(scores[contrast[role]], contrast[role], correction="max_t" if min(pairs, default=0) > 5 else "holm", smallest_effect=contrast["smallest_effect"])
-    for name in others: family.add_comparison(name, scores[name])
+    family = StatisticalReport(
+        scores[contrast[role]],
+        contrast[role],
+        correction="max_t" if min(pairs, default=0) > 5 else "holm",
+        smallest_effect=contrast["smallest_effect"],
+    )
+    for name in others:
+        family.add_comparison(name, scores[name])
     return family
 
 # %% ../../nbs/study/results.ipynb #cell-31
-def none_if_nan(x: Any) -> Any: return None if isinstance(x, float) and not np.isfinite(x) else x
+def none_if_nan(x: Any) -> Any:
+    return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
 def row_of(x: pd.Series, overall: pd.Series, runs: pd.DataFrame) -> dict[str, Any]:
-    "The summary of one experiment."
-    lower, upper = np.clip(t_interval(x.dropna()), 0, 1).tolist()      # an accuracy; what lies outside cannot be
-    return {"deepest": x.mean(), "lower": lower, "upper": upper, "overall": overall.mean(), "seeds": int(x.notna().sum()), "failed": int((runs.status == "failed").sum()), "missing": int((runs.status == "missing").sum())}
+    """The summary of one experiment."""
+    # an accuracy; what lies outside cannot be
+    lower, upper = np.clip(t_interval(x.dropna()), 0, 1).tolist()
+    return {
+        "deepest": x.mean(),
+        "lower": lower,
+        "upper": upper,
+        "overall": overall.mean(),
+        "seeds": int(x.notna().sum()),
+        "failed": int((runs.status == "failed").sum()),
+        "missing": int((runs.status == "missing").sum()),
+    }
 
 
 def summarise(report: Path) -> dict[str, Any]:
-    "The summary: per experiment mean, interval, costs, seeds; the verdict of the declared contrast; the equal-accuracy ratios. Plain values, ready for JSON."
+    """The summary: per experiment mean, interval, costs, seeds; the verdict of the declared
+    contrast; the equal-accuracy ratios. Plain values, ready for JSON.
+    """
     experiments, contrast = experiments_of(report), study_of(report)["contrast"]
-    (_, deepest), scores, runs, cost = primary_scores(report, experiments), by_seed(report), manifests(report, experiments), costs(report, experiments)
+    (_, deepest), scores, runs, cost = (
+        primary_scores(report, experiments),
+        by_seed(report),
+        manifests(report, experiments),
+        costs(report, experiments),
+    )
     overall = accuracy_by(counts(report, experiments).query(TRAINED), [])
-    rows = {name: row_of(scores[name], overall[overall.experiment == name].accuracy, runs[runs.experiment == name]) | cost.loc[name].to_dict() for name in experiments}
+    rows = {
+        name: row_of(
+            scores[name],
+            overall[overall.experiment == name].accuracy,
+            runs[runs.experiment == name],
+        )
+        | cost.loc[name].to_dict()
+        for name in experiments
+    }
     result = paired_comparison(scores[contrast["control"]], scores[contrast["treatment"]])
-    ratios = {unit: asdict(r) | {"text": str(r)} if (r := equal_accuracy(report, unit)) else None for unit in ("parameters", "flops")}
-    plain = lambda d: {k: none_if_nan(v) for k, v in d.items()}
-    return {"deepest_depth": deepest, "experiments": {name: plain(row) for name, row in rows.items()}, "contrast": contrast, "verdict": verdict(result, contrast["smallest_effect"]),
-            "comparison": plain(asdict(result)), "equal_accuracy": {unit: r and plain(r) for unit, r in ratios.items()}}
+    ratios = {
+        unit: asdict(r) | {"text": str(r)} if (r := equal_accuracy(report, unit)) else None
+        for unit in ("parameters", "flops")
+    }
+
+    def plain(d):
+        return {k: none_if_nan(v) for k, v in d.items()}
+
+    return {
+        "deepest_depth": deepest,
+        "experiments": {name: plain(row) for name, row in rows.items()},
+        "contrast": contrast,
+        "verdict": verdict(result, contrast["smallest_effect"]),
+        "comparison": plain(asdict(result)),
+        "equal_accuracy": {unit: r and plain(r) for unit, r in ratios.items()},
+    }

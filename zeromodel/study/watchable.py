@@ -17,26 +17,48 @@ from ..tasks.causal_loop import ProblemError, parse
 @cache
 def _loaded(weights: Path) -> tuple[Any, Any]:
     from zeromodel.evaluation.evaluator import load
+
     return load(weights)
 
 
 class Watchable:
-    "The runs of a study that can be looked at, by `names`; `texts`: problems to begin with; `free`: whether any other may be asked."
+    """The runs of a study that can be looked at, by `names`; `texts`: problems to begin with;
+    `free`: whether any other may be asked.
+    """
 
     def __init__(self, root: str | Path, study: str):
         report = Path(root) / "reports" / study
-        self.weights = {f"{name}, seed {folder.parent.name}": folder for name in experiments_of(report) for folder in sorted((Path(root) / "runs" / study / "train" / name).glob("*/model"))}
-        self.watched = {name: {seen["text"]: seen for seen in closeups(report, name)} for name in experiments_of(report)}
+        self.weights = {
+            f"{name}, seed {folder.parent.name}": folder
+            for name in experiments_of(report)
+            for folder in sorted((Path(root) / "runs" / study / "train" / name).glob("*/model"))
+        }
+        self.watched = {
+            name: {seen["text"]: seen for seen in closeups(report, name)}
+            for name in experiments_of(report)
+        }
         self.free = bool(self.weights)
         self.names = list(self.weights) or [name for name, seen in self.watched.items() if seen]
         self.texts = list(dict.fromkeys(text for seen in self.watched.values() for text in seen))
 
     def look(self, name: str, text: str) -> dict[str, Any]:
-        "The close-up of problem `text` by run `name`. Raises `ProblemError` for a text that is no problem, or none that this run can read."
+        """The close-up of problem `text` by run `name`.
+
+        Raises `ProblemError` for a text that is no problem, or none that this run can read.
+        """
         if not self.free:
-            if text in self.watched[name]: return self.watched[name][text]
-            raise ProblemError("only the problems of the list can be looked at: the weights are not here yet, 'make repro' makes them")
+            if text in self.watched[name]:
+                return self.watched[name][text]
+            raise ProblemError(
+                "only the problems of the list can be looked at: the weights are not here yet,"
+                " 'make repro' makes them"
+            )
         from zeromodel.evaluation.closeups import closeup
+
         problem, (model, tokenizer) = parse(text), _loaded(self.weights[name])
-        if unknown := [t for t in tokenizer.tokenize(text) if t == tokenizer.unk_token]: raise ProblemError(f"{text[:60]!r}: {len(unknown)} symbols that {name} has never seen; it reads problems such as {self.texts[0]!r}")
+        if unknown := [t for t in tokenizer.tokenize(text) if t == tokenizer.unk_token]:
+            raise ProblemError(
+                f"{text[:60]!r}: {len(unknown)} symbols that {name} has never seen; it reads"
+                f" problems such as {self.texts[0]!r}"
+            )
         return closeup(model, tokenizer, {"text": text, "query": list(problem.query)})

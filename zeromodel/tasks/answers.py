@@ -20,56 +20,114 @@ from .tokens import FORMATS, IGNORE, encode, encode_generative, read_generated, 
 
 # %% ../../nbs/tasks/answers.ipynb #cell-06
 def encode_words(problems: list[Problem], tokenizer) -> dict[str, np.ndarray]:
-    "Encode `problems` in words, padded on the right; labels are the response, and the depth of the problem stands at its last token."
-    rows = [make_row(sample(p, 1, str(i)), "trl" if tokenizer.chat_template else "trl_plain", "train", i) for i, p in enumerate(problems)]
+    """Encode `problems` in words, padded on the right; labels are the response, and the depth of
+    the problem stands at its last token.
+    """
+    rows = [
+        make_row(
+            sample(p, 1, str(i)), "trl" if tokenizer.chat_template else "trl_plain", "train", i
+        )
+        for i, p in enumerate(problems)
+    ]
+
     def text(row, whole):
-        if not tokenizer.chat_template: return row["prompt"] + whole * (row["completion"] + tokenizer.eos_token)
-        return tokenizer.apply_chat_template(row["prompt"] + (row["completion"] if whole else []), tokenize=False, add_generation_prompt=not whole)
-    ids, prompts = (tokenizer([text(row, whole) for row in rows], add_special_tokens=False)["input_ids"] for whole in (True, False))
+        if not tokenizer.chat_template:
+            return row["prompt"] + whole * (row["completion"] + tokenizer.eos_token)
+        return tokenizer.apply_chat_template(
+            row["prompt"] + (row["completion"] if whole else []),
+            tokenize=False,
+            add_generation_prompt=not whole,
+        )
+
+    ids, prompts = (
+        tokenizer([text(row, whole) for row in rows], add_special_tokens=False)["input_ids"]
+        for whole in (True, False)
+    )
     place, length = np.arange(max(map(len, ids))), np.array(list(map(len, ids)))[:, None]
     padded = np.array([x + [tokenizer.pad_token_id] * (len(place) - len(x)) for x in ids])
     said = (place >= np.array(list(map(len, prompts)))[:, None]) & (place < length)
     depth = np.array([row["depth"] for row in rows])[:, None]
-    return {"input_ids": padded, "attention_mask": (place < length).astype(int), "labels": np.where(said, padded, IGNORE), "query_depth": np.where(place == length - 1, depth, -1)}
+    return {
+        "input_ids": padded,
+        "attention_mask": (place < length).astype(int),
+        "labels": np.where(said, padded, IGNORE),
+        "query_depth": np.where(place == length - 1, depth, -1),
+    }
 
 # %% ../../nbs/tasks/answers.ipynb #8932a766
-ENCODERS = dict(zip(FORMATS, (encode, encode_generative, partial(encode_generative, with_trace=True), encode_words), strict=True))
+ENCODERS = dict(
+    zip(
+        FORMATS,
+        (encode, encode_generative, partial(encode_generative, with_trace=True), encode_words),
+        strict=True,
+    )
+)
 
 
 def encode_as(format: str, problems: list[Problem], tokenizer) -> dict[str, np.ndarray]:
-    "The arrays of `problems` in one of `FORMATS`, each [number of problems, length]."
+    """The arrays of `problems` in one of `FORMATS`, each [number of problems, length]."""
     return ENCODERS[format](problems, tokenizer)
 
 # %% ../../nbs/tasks/answers.ipynb #cell-13
 @torch.no_grad()
 def generated(model, tokenizer, arrays: dict[str, Tensor]) -> list[str]:
-    "What `model` says, greedily, when it is given the part of each row before its labels; at most as long as the longest label."
+    """What `model` says, greedily, when it is given the part of each row before its labels; at
+    most as long as the longest label.
+    """
     ids, said = arrays["input_ids"], arrays["labels"] != IGNORE
     start = said.int().argmax(1)
-    place = torch.arange(int(start.max()), device=ids.device) - (start.max() - start)[:, None]        # negative: padding
+    # negative: padding
+    place = torch.arange(int(start.max()), device=ids.device) - (start.max() - start)[:, None]
     prompts = ids.gather(1, place.clamp(min=0)).masked_fill(place < 0, tokenizer.pad_token_id)
-    out = model.generate(prompts, attention_mask=(place >= 0).long(), max_new_tokens=int(said.sum(1).max()), do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(out[:, place.shape[1]:], skip_special_tokens=True)
+    out = model.generate(
+        prompts,
+        attention_mask=(place >= 0).long(),
+        max_new_tokens=int(said.sum(1).max()),
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer.batch_decode(out[:, place.shape[1] :], skip_special_tokens=True)
 
 
 def labelled(tokenizer, labels: Tensor) -> list[str]:
-    "The text of the labels of each row."
+    """The text of the labels of each row."""
     return [tokenizer.decode(row[row != IGNORE], skip_special_tokens=True) for row in labels]
 
 # %% ../../nbs/tasks/answers.ipynb #cell-16
 def is_right(format: str, said: str, wanted: str) -> list[bool]:
-    "Which of the answers in `wanted` are given in `said`, in their order."
-    if format == "words": return [compute_score("", said, find_answer(wanted))["score"] == 1]
+    """Which of the answers in `wanted` are given in `said`, in their order."""
+    if format == "words":
+        return [compute_score("", said, find_answer(wanted))["score"] == 1]
     said, wanted = read_generated(said), read_generated(wanted)
     return [said.get(name) == value for name, value in wanted.items()]
 
 
 @torch.no_grad()
-def answer(model, tokenizer, arrays: dict[str, Tensor], format: str, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    "Whether each graded answer is right, and its depth; both [number of answers], row by row."
+def answer(
+    model, tokenizer, arrays: dict[str, Tensor], format: str, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Whether each graded answer is right, and its depth; both [number of answers], row by row."""
     right = []
     for start in range(0, len(arrays["input_ids"]), batch_size):
-        part = {k: v[start:start + batch_size] for k, v in arrays.items()}
-        if format == "parallel": right.append(score(model(part["input_ids"], part["attention_mask"]).logits, part["labels"])[1][part["query_depth"] >= 0])
-        else: right.append(torch.tensor([r for pair in zip(generated(model, tokenizer, part), labelled(tokenizer, part["labels"])) for r in is_right(format, *pair)]))
+        part = {k: v[start : start + batch_size] for k, v in arrays.items()}
+        if format == "parallel":
+            right.append(
+                score(model(part["input_ids"], part["attention_mask"]).logits, part["labels"])[1][
+                    part["query_depth"] >= 0
+                ]
+            )
+        else:
+            right.append(
+                torch.tensor(
+                    [
+                        r
+                        for pair in zip(
+                            generated(model, tokenizer, part),
+                            labelled(tokenizer, part["labels"]),
+                            strict=True,
+                        )
+                        for r in is_right(format, *pair)
+                    ]
+                )
+            )
     return torch.cat(right).cpu(), arrays["query_depth"][arrays["query_depth"] >= 0].cpu()

@@ -20,167 +20,439 @@ import pandas as pd
 from scipy import stats
 
 from .causal_loop import ProblemError
-from .counterfactuals import edit_checks, invariance_checks, kinship_checks, overlap_checks
+from zeromodel.tasks.counterfactuals import (
+    edit_checks,
+    invariance_checks,
+    kinship_checks,
+    overlap_checks,
+)
 from .questions import AuditError, Question, questions
 from .shortcuts import SHORTCUTS, Predictor
-from .verdicts import CELL, MARGIN, REASONS, Reason, judge, known_flaw, measure, questions_needed, shared_reason, with_main_orders
+from zeromodel.tasks.verdicts import (
+    CELL,
+    MARGIN,
+    REASONS,
+    Reason,
+    judge,
+    known_flaw,
+    measure,
+    questions_needed,
+    shared_reason,
+    with_main_orders,
+)
 
 # %% ../../nbs/tasks/audit.ipynb #cell-06
-LARGEST_CORRELATION = .1
+LARGEST_CORRELATION = 0.1
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    "Spearman's correlation and its 95% interval; 0 when all x or all y are the same, for then one says nothing about the other."
-    if len(set(x)) == 1 or len(set(y)) == 1: return 0., 0., 0.
+    """Spearman's correlation and its 95% interval; 0 when all x or all y are the same, for then
+    one says nothing about the other.
+    """
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return 0.0, 0.0, 0.0
     rho = stats.spearmanr(x, y).statistic
-    half = 1.96 * np.sqrt((1 + rho ** 2 / 2) / max(len(x) - 3, 1))
+    half = 1.96 * np.sqrt((1 + rho**2 / 2) / max(len(x) - 3, 1))
     return rho, *np.tanh(np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12)) + [-half, half])
 
 
 def length_checks(test: list[Question]) -> list[dict]:
-    "The correlation of prompt length with difficulty, level by level; the difficulty of a problem is that of its most difficult question."
+    """The correlation of prompt length with difficulty, level by level; the difficulty of a
+    problem is that of its most difficult question.
+    """
     problems = {}
-    for q in test: problems[id(q.problem)] = (*q.group, q.order, len(q.tokens), max(q.difficulty, problems.get(id(q.problem), (0,))[-1]))
+    for q in test:
+        problems[id(q.problem)] = (
+            *q.group,
+            q.order,
+            len(q.tokens),
+            max(q.difficulty, problems.get(id(q.problem), (0,))[-1]),
+        )
     rows = []
-    for (level, dial, order), t in pd.DataFrame(list(problems.values()), columns=[*CELL[:3], "length", "difficulty"]).groupby(CELL[:3]):
+    for (level, _dial, order), t in pd.DataFrame(
+        list(problems.values()), columns=[*CELL[:3], "length", "difficulty"]
+    ).groupby(CELL[:3]):
         rho, lower, upper = rank_correlation(t.length, t.difficulty)
-        verdict = "ok" if max(-lower, upper) <= LARGEST_CORRELATION else "failed" if abs(rho) > LARGEST_CORRELATION and lower * upper > 0 else "too few"
-        rows.append(dict(check=f"correlation of length and difficulty, {order} order", level=level, n=len(t), count=None, value=rho, lower=lower, upper=upper, verdict=verdict, note=f"{t.length.min()} to {t.length.max()} tokens"))
+        verdict = (
+            "ok"
+            if max(-lower, upper) <= LARGEST_CORRELATION
+            else "failed"
+            if abs(rho) > LARGEST_CORRELATION and lower * upper > 0
+            else "too few"
+        )
+        rows.append(
+            dict(
+                check=f"correlation of length and difficulty, {order} order",
+                level=level,
+                n=len(t),
+                count=None,
+                value=rho,
+                lower=lower,
+                upper=upper,
+                verdict=verdict,
+                note=f"{t.length.min()} to {t.length.max()} tokens",
+            )
+        )
     return rows
 
 # %% ../../nbs/tasks/audit.ipynb #cell-09
 @dataclass
 class AuditResult:
-    "What an audit found: a row for each shortcut and cell, a row for each check, and what was audited."
+    """What an audit found: a row for each shortcut and cell, a row for each check, and what was
+    audited.
+    """
+
     rows: pd.DataFrame
     checks: pd.DataFrame
     info: dict
 
     @property
-    def leaks(self) -> pd.DataFrame: return self.rows[self.rows.verdict == "leak"]
+    def leaks(self) -> pd.DataFrame:
+        return self.rows[self.rows.verdict == "leak"]
+
     @property
-    def failed_checks(self) -> pd.DataFrame: return self.checks[self.checks.verdict == "failed"]
+    def failed_checks(self) -> pd.DataFrame:
+        return self.checks[self.checks.verdict == "failed"]
+
     @property
-    def exit_status(self) -> int: return int(bool(len(self.leaks) or len(self.failed_checks)))
+    def exit_status(self) -> int:
+        return int(bool(len(self.leaks) or len(self.failed_checks)))
 
     def to_json(self) -> str:
-        "One line for each row, so that two audits can be compared with `diff`."
-        lines = lambda t: "[\n" + ",\n".join(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if not (isinstance(v, float) and np.isnan(v))}) for r in json.loads(t.to_json(orient="records"))) + "\n]"
-        return f'{{"info": {json.dumps(self.info)},\n"checks": {lines(self.checks)},\n"rows": {lines(self.rows)}}}\n'
+        """One line for each row, so that two audits can be compared with `diff`."""
+
+        def lines(t):
+            return (
+                "[\n"
+                + ",\n".join(
+                    json.dumps(
+                        {
+                            k: round(v, 5) if isinstance(v, float) else v
+                            for k, v in r.items()
+                            if not (isinstance(v, float) and np.isnan(v))
+                        }
+                    )
+                    for r in json.loads(t.to_json(orient="records"))
+                )
+                + "\n]"
+            )
+
+        return (
+            f'{{"info": {json.dumps(self.info)},\n"checks": {lines(self.checks)},\n"rows":'
+            f" {lines(self.rows)}}}\n"
+        )
 
     @staticmethod
     def from_json(text: str) -> "AuditResult":
         found = json.loads(text)
-        return AuditResult(pd.DataFrame(found["rows"]), pd.DataFrame(found["checks"]), found["info"])
+        return AuditResult(
+            pd.DataFrame(found["rows"]), pd.DataFrame(found["checks"]), found["info"]
+        )
 
-    def to_markdown(self) -> str: return as_markdown(self)
+    def to_markdown(self) -> str:
+        return as_markdown(self)
 
 # %% ../../nbs/tasks/audit.ipynb #cell-10
-MARKS = {"at chance": "", "below chance": " ↓", "ok": "", "info": "", "too few": " ?", "explained": " (e)", "leak": " **!**", "failed": " **!**"}
+MARKS = {
+    "at chance": "",
+    "below chance": " ↓",
+    "ok": "",
+    "info": "",
+    "too few": " ?",
+    "explained": " (e)",
+    "leak": " **!**",
+    "failed": " **!**",
+}
 
 
 def table(head: Iterable, rows: Iterable[Iterable]) -> str:
-    "A markdown table."
+    """A markdown table."""
     lines = ["| " + " | ".join(map(str, r)) + " |" for r in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(list(head)), *lines[1:]])
 
 
-def spread(values: pd.Series) -> str: return f"{values.min():.2f}" + (f" to {values.max():.2f}" if values.max() - values.min() >= .005 else "")
-def listed(values: Iterable) -> str: return ", ".join(dict.fromkeys(map(str, values)))
+def spread(values: pd.Series) -> str:
+    return f"{values.min():.2f}" + (
+        f" to {values.max():.2f}" if values.max() - values.min() >= 0.005 else ""
+    )
+
+
+def listed(values: Iterable) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
 
 
 def level_tables(rows: pd.DataFrame) -> list[str]:
-    "For each level and order of rules: shortcuts by difficulty."
+    """For each level and order of rules: shortcuts by difficulty."""
     parts = []
     for (level, dial, order), t in rows.groupby(CELL[:3]):
-        cells = t.assign(cell=[f"{a:.2f}{MARKS[v]}" for a, v in zip(t.accuracy, t.verdict)]).pivot(index="shortcut", columns="difficulty", values="cell").fillna("")
+        cells = (
+            t.assign(
+                cell=[f"{a:.2f}{MARKS[v]}" for a, v in zip(t.accuracy, t.verdict, strict=True)]
+            )
+            .pivot(index="shortcut", columns="difficulty", values="cell")
+            .fillna("")
+        )
         columns = sorted(cells.columns, key=lambda d: (d == "all", d))
-        body = [["*questions (different ones)*", *(f"{t[t.difficulty == d].n.max()} ({t[t.difficulty == d].distinct.max()})" for d in columns)], *([name, *cells.loc[name, columns]] for name in t.shortcut.unique())]
+        body = [
+            [
+                "*questions (different ones)*",
+                *(
+                    f"{t[t.difficulty == d].n.max()} ({t[t.difficulty == d].distinct.max()})"
+                    for d in columns
+                ),
+            ],
+            *([name, *cells.loc[name, columns]] for name in t.shortcut.unique()),
+        ]
         parts.append(f"## Level {level}, {order} order\n\n" + table([dial, *columns], body))
     return parts
 
 # %% ../../nbs/tasks/audit.ipynb #cell-11
 def as_markdown(result: AuditResult) -> str:
-    "The whole audit as text: the outcome, the leaks, a table for each level, the reasons, the checks."
+    """The whole audit as text: the outcome, the leaks, a table for each level, the reasons, the
+    checks.
+    """
     rows, info, checks, modulus = result.rows, result.info, result.checks, result.info["modulus"]
-    leaks = [(name, level, order, f"{t.dial.iloc[0]} {listed(t.difficulty)}", spread(t.accuracy), spread(t.ceiling), listed(filter(None, map(known_flaw, t.itertuples()))) or "**not known**: try another seed")
-             for (name, level, order), t in result.leaks.groupby(["shortcut", "level", "order"], sort=False)]
-    reasons = rows[rows.verdict == "explained"].assign(text=lambda t: t.reason.str.split("; ")).explode("text").groupby(["shortcut", "text"], sort=False)["level"].agg(listed)
-    counted = checks.assign(cell=[(f"{r.count:g} of {r.n}" if pd.notna(r.count) else f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})") + MARKS[r.verdict] for r in checks.itertuples(name="Row")])
+    leaks = [
+        (
+            name,
+            level,
+            order,
+            f"{t.dial.iloc[0]} {listed(t.difficulty)}",
+            spread(t.accuracy),
+            spread(t.ceiling),
+            listed(filter(None, map(known_flaw, t.itertuples())))
+            or "**not known**: try another seed",
+        )
+        for (name, level, order), t in result.leaks.groupby(
+            ["shortcut", "level", "order"], sort=False
+        )
+    ]
+    reasons = (
+        rows[rows.verdict == "explained"]
+        .assign(text=lambda t: t.reason.str.split("; "))
+        .explode("text")
+        .groupby(["shortcut", "text"], sort=False)["level"]
+        .agg(listed)
+    )
+    counted = checks.assign(
+        cell=[
+            (
+                f"{r.count:g} of {r.n}"
+                if pd.notna(r.count)
+                else f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})"
+            )
+            + MARKS[r.verdict]
+            for r in checks.itertuples(name="Row")
+        ]
+    )
     cells = counted.pivot(index="check", columns="level", values="cell").fillna("")
-    notes = [f"* {r.check}, level {r.level}: {r.note}" for r in checks[checks.note != ""].itertuples(name="Row")]
-    return "\n\n".join([
-        f"# Audit of {info['name']}", f"**{'Failed' if result.exit_status else 'Passed'}**: {len(result.leaks)} leaks, {len(result.failed_checks)} failed checks.",
-        f"{info['questions']} test questions, {info['train']} training questions, modulo {modulus}. Chance is {1 / modulus:.3f}; to show that a shortcut is within {100 * info['margin']:g} points of it, a cell needs {questions_needed(modulus, info['margin'])} questions or more.",
-        *(["## Leaks", table(["shortcut", "level", "order", "where", "accuracy", "explained up to", "because"], leaks)] if leaks else []),
-        *level_tables(rows), f"Marks: **!** leak; (e) above chance, and explained below; ↓ below chance: one answer that is wrong, worth {1 / (modulus - 1) - 1 / modulus:.3f} at most to a guess; ? too few questions to tell; no mark: within the margin.",
-        "## Explained", table(["shortcut", "levels", "reason"], ((name, levels, text) for (name, text), levels in reasons.items())),
-        "## Checks", table(["check", *(f"level {c}" for c in cells.columns)], ([name, *cells.loc[name]] for name in checks.check.unique())), "\n".join(notes)]) + "\n"
+    notes = [
+        f"* {r.check}, level {r.level}: {r.note}"
+        for r in checks[checks.note != ""].itertuples(name="Row")
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"# Audit of {info['name']}",
+                (
+                    f"**{'Failed' if result.exit_status else 'Passed'}**: {len(result.leaks)}"
+                    f" leaks, {len(result.failed_checks)} failed checks."
+                ),
+                (
+                    f"{info['questions']} test questions, {info['train']} training questions,"
+                    f" modulo {modulus}. Chance is {1 / modulus:.3f}; to show that a shortcut is"
+                    f" within {100 * info['margin']:g} points of it, a cell needs"
+                    f" {questions_needed(modulus, info['margin'])} questions or more."
+                ),
+                *(
+                    [
+                        "## Leaks",
+                        table(
+                            [
+                                "shortcut",
+                                "level",
+                                "order",
+                                "where",
+                                "accuracy",
+                                "explained up to",
+                                "because",
+                            ],
+                            leaks,
+                        ),
+                    ]
+                    if leaks
+                    else []
+                ),
+                *level_tables(rows),
+                (
+                    "Marks: **!** leak; (e) above chance, and explained below; ↓ below chance: one"
+                    f" answer that is wrong, worth {1 / (modulus - 1) - 1 / modulus:.3f} at most to"
+                    " a guess; ? too few questions to tell; no mark: within the margin."
+                ),
+                "## Explained",
+                table(
+                    ["shortcut", "levels", "reason"],
+                    ((name, levels, text) for (name, text), levels in reasons.items()),
+                ),
+                "## Checks",
+                table(
+                    ["check", *(f"level {c}" for c in cells.columns)],
+                    ([name, *cells.loc[name]] for name in checks.check.unique()),
+                ),
+                "\n".join(notes),
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../../nbs/tasks/audit.ipynb #cell-13
-def audit(train: list[dict], validation: list[dict], test: list[dict], *, name: str = "the suite", shared_below: int = 0, seed: int = 0, margin: float = MARGIN,
-          shortcuts: dict[str, tuple[Predictor, tuple[str, ...]]] = SHORTCUTS, reasons: list[Reason] = REASONS) -> AuditResult:
-    "Audit the records of three splits; `validation` may be empty. Deterministic for a given `seed`. Raises `AuditError`."
-    splits = {split: questions(records, split) for split, records in (("train", train), ("validation", validation), ("test", test)) if len(records) or split != "validation"}
+def audit(
+    train: list[dict],
+    validation: list[dict],
+    test: list[dict],
+    *,
+    name: str = "the suite",
+    shared_below: int = 0,
+    seed: int = 0,
+    margin: float = MARGIN,
+    shortcuts: dict[str, tuple[Predictor, tuple[str, ...]]] = SHORTCUTS,
+    reasons: list[Reason] = REASONS,
+) -> AuditResult:
+    """Audit the records of three splits; `validation` may be empty.
+
+    Deterministic for a given `seed`. Raises `AuditError`.
+    """
+    splits = {
+        split: questions(records, split)
+        for split, records in (("train", train), ("validation", validation), ("test", test))
+        if len(records) or split != "validation"
+    }
     moduli = {q.problem.modulus for qs in splits.values() for q in qs}
-    if len(moduli) > 1: raise AuditError(f"modulo {', '.join(map(str, sorted(moduli)))}: a suite has one modulus; audit them one by one")
+    if len(moduli) > 1:
+        raise AuditError(
+            f"modulo {', '.join(map(str, sorted(moduli)))}: a suite has one modulus; audit them one"
+            " by one"
+        )
     splits["test"] = with_main_orders(splits["test"])
     modulus, rng, reasons = moduli.pop(), Random(seed), [*reasons, shared_reason(shared_below)]
-    if missing := {q.group for q in splits["test"]} - {q.group for q in splits["train"]}: raise AuditError("test asks for level {} ({}), train does not: nothing could be learned about it".format(*min(missing)))
+    if missing := {q.group for q in splits["test"]} - {q.group for q in splits["train"]}:
+        raise AuditError(
+            "test asks for level {} ({}), train does not: nothing could be learned about it".format(
+                *min(missing)
+            )
+        )
     try:
         rows = judge(measure(splits["train"], splits["test"], shortcuts, reasons), modulus, margin)
-        checks = [*invariance_checks(splits["test"], rng), *edit_checks(splits["test"], rng), *overlap_checks(splits, rng, shared_below), *kinship_checks(splits["train"], splits["test"], shared_below), *length_checks(splits["test"])]
-    except ProblemError as e: raise AuditError(f"test: {e}") from None
-    info = dict(name=name, modulus=modulus, margin=margin, shared_below=shared_below, seed=seed, questions=len(splits["test"]), train=len(splits["train"]), validation=len(splits.get("validation", ())))
+        checks = [
+            *invariance_checks(splits["test"], rng),
+            *edit_checks(splits["test"], rng),
+            *overlap_checks(splits, rng, shared_below),
+            *kinship_checks(splits["train"], splits["test"], shared_below),
+            *length_checks(splits["test"]),
+        ]
+    except ProblemError as e:
+        raise AuditError(f"test: {e}") from None
+    info = dict(
+        name=name,
+        modulus=modulus,
+        margin=margin,
+        shared_below=shared_below,
+        seed=seed,
+        questions=len(splits["test"]),
+        train=len(splits["train"]),
+        validation=len(splits.get("validation", ())),
+    )
     return AuditResult(rows, pd.DataFrame(checks), info)
 
 # %% ../../nbs/tasks/audit.ipynb #cell-19
 def every(n: int, limit: int | None) -> int:
-    "The step that leaves at most `limit` of `n`."
+    """The step that leaves at most `limit` of `n`."""
     return max(1, -(-n // limit)) if limit else 1
 
 
 def read_jsonl(path: Path, limit: int | None = None) -> list[dict]:
-    "The records of a .jsonl file, or about `limit` of them, evenly spaced. Raises `AuditError`."
-    with path.open("rb") as f: step = every(sum(1 for _ in f), limit)
+    """The records of a .jsonl file, or about `limit` of them, evenly spaced. Raises
+    `AuditError`.
+    """
+    with path.open("rb") as f:
+        step = every(sum(1 for _ in f), limit)
     records = []
     with path.open("rb") as f:
         for i, line in islice(enumerate(f, 1), 0, None, step):
-            try: records.append(json.loads(line))
-            except ValueError as e: raise AuditError(f"{path}, line {i}: {e}") from None
-            if not isinstance(records[-1], dict): raise AuditError(f"{path}, line {i}: expected a record, not {type(records[-1]).__name__}")
+            try:
+                records.append(json.loads(line))
+            except ValueError as e:
+                raise AuditError(f"{path}, line {i}: {e}") from None
+            if not isinstance(records[-1], dict):
+                raise AuditError(
+                    f"{path}, line {i}: expected a record, not {type(records[-1]).__name__}"
+                )
     return records
 
 
 def read_columns(path: Path, limit: int | None = None) -> list[dict]:
-    "The records of a .parquet or .arrow file without their empty fields, or about `limit` of them, evenly spaced. Raises `AuditError`."
+    """The records of a .parquet or .arrow file without their empty fields, or about `limit` of
+    them, evenly spaced. Raises `AuditError`.
+    """
     from pyarrow import ArrowInvalid, feather, parquet
-    try: found = (feather if path.suffix == ".arrow" else parquet).read_table(path)
-    except ArrowInvalid as e: raise AuditError(f"{path}: {str(e).splitlines()[0]}") from None
-    return [{k: v for k, v in r.items() if v is not None} for r in found.take(list(range(0, len(found), every(len(found), limit)))).to_pylist()]
+
+    try:
+        found = (feather if path.suffix == ".arrow" else parquet).read_table(path)
+    except ArrowInvalid as e:
+        raise AuditError(f"{path}: {str(e).splitlines()[0]}") from None
+    return [
+        {k: v for k, v in r.items() if v is not None}
+        for r in found.take(list(range(0, len(found), every(len(found), limit)))).to_pylist()
+    ]
 
 # %% ../../nbs/tasks/audit.ipynb #cell-20
 def audit_folder(folder: Path | str, *, train_limit: int | None = 20_000, **kwargs) -> AuditResult:
-    "Audit `folder/train`, `folder/validation` and `folder/test`, each .jsonl, .parquet or .arrow; validation may be missing. Other arguments as in `audit`. Raises `AuditError`."
+    """Audit `folder/train`, `folder/validation` and `folder/test`, each .jsonl, .parquet or
+    .arrow; validation may be missing. Other arguments as in `audit`. Raises `AuditError`.
+    """
     folder = Path(folder)
-    if not folder.is_dir(): raise AuditError(f"{folder}: no such folder")
-    return audit(read_split(folder, "train", train_limit), read_split(folder, "validation"), read_split(folder, "test"), **{"name": folder.name} | kwargs)
+    if not folder.is_dir():
+        raise AuditError(f"{folder}: no such folder")
+    return audit(
+        read_split(folder, "train", train_limit),
+        read_split(folder, "validation"),
+        read_split(folder, "test"),
+        **{"name": folder.name} | kwargs,
+    )
 
 
 def read_split(folder: Path, split: str, limit: int | None = None) -> list[dict]:
-    "The records of one split in `folder`; none for a validation split that is missing. Raises `AuditError`."
-    for suffix, read in ((".jsonl", read_jsonl), (".parquet", read_columns), (".arrow", read_columns)):
-        if (path := folder / f"{split}{suffix}").exists(): return read(path, limit)
-    if split != "validation": raise AuditError(f"{folder}: has no {split}.jsonl, .parquet or .arrow")
+    """The records of one split in `folder`; none for a validation split that is missing.
+
+    Raises `AuditError`.
+    """
+    for suffix, read in (
+        (".jsonl", read_jsonl),
+        (".parquet", read_columns),
+        (".arrow", read_columns),
+    ):
+        if (path := folder / f"{split}{suffix}").exists():
+            return read(path, limit)
+    if split != "validation":
+        raise AuditError(f"{folder}: has no {split}.jsonl, .parquet or .arrow")
     return []
 
 # %% ../../nbs/tasks/audit.ipynb #draw-01
 def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
-    "A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough in each cell, in either order of the rules, to show of a shortcut that is right exactly as often as chance that it is worth less than two points. (By luck about half of them are right a little more often, and stay undecided in the cell; over all cells of a level they are decided.)"
+    """A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough in
+    each cell, in either order of the rules, to show of a shortcut that is right exactly as often
+    as chance that it is worth less than two points. (By luck about half of them are right a
+    little more often, and stay undecided in the cell; over all cells of a level they are
+    decided.)
+    """
     from zeromodel.tasks.files import FROZEN_SIZES, write_dataset
     from zeromodel.tasks.suites import difficulties, suite_named
+
     drawn = suite_named(suite)
     levels = {level: len(difficulties(drawn, level)) for level in FROZEN_SIZES[suite]}
-    num_test = num_test or int(2 * 1.1 * questions_needed(drawn.modulus)) * sum(levels.values())       # 1.1: cells are not equally full
+    # 1.1: cells are not equally full
+    num_test = num_test or int(2 * 1.1 * questions_needed(drawn.modulus)) * sum(levels.values())
     for split, n in (("train", num_train), ("validation", num_test // 10), ("test", num_test)):
-        write_dataset(folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=.5, distinct=False)
+        write_dataset(
+            folder / f"{split}.jsonl", suite, split, levels, n, seed, forward=0.5, distinct=False
+        )

@@ -20,84 +20,119 @@ OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "%": int.__mo
 
 
 class Rule(NamedTuple):
-    "One line of a problem: `target=left`, an initial value, or `target=left operator right`."
+    """One line of a problem: `target=left`, an initial value, or `target=left operator right`."""
+
     target: str
     left: str | int
     operator: str = ""
     right: str | int | None = None
 
-    def __str__(self): return f"{self.target}={self.left}{self.operator}{'' if self.right is None else self.right}"
+    def __str__(self):
+        return f"{self.target}={self.left}{self.operator}{'' if self.right is None else self.right}"
 
     @property
     def reads(self) -> tuple[str, ...]:
-        "The variables that this rule looks at."
+        """The variables that this rule looks at."""
         return tuple(x for x in (self.left, self.right) if isinstance(x, str))
 
     def __call__(self, values: dict[str, int], modulus: int) -> int:
-        "What the rule makes of `values`, reduced into 0..`modulus`-1."
+        """What the rule makes of `values`, reduced into 0..`modulus`-1."""
         left = values[self.left] if isinstance(self.left, str) else self.left
-        if not self.operator: return left % modulus
+        if not self.operator:
+            return left % modulus
         right = values[self.right] if isinstance(self.right, str) else self.right
         return OPERATORS[self.operator](left, right) % modulus
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-09
 class ProblemError(ValueError):
-    "A text that is not a problem, or a problem without a meaning; the message says where."
+    """A text that is not a problem, or a problem without a meaning; the message says where."""
 
 
 class NeverSettles(ProblemError):
-    "The loop enters a cycle longer than one state: there is no answer."
+    """The loop enters a cycle longer than one state: there is no answer."""
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-10
 @dataclass(frozen=True)
 class Problem:
-    "A causal system and the variables that are asked for. Raises `ProblemError` when it has no meaning."
+    """A causal system and the variables that are asked for.
+
+    Raises `ProblemError` when it has no meaning.
+    """
+
     modulus: int
     rules: tuple[Rule, ...]
     query: tuple[str, ...]
-    laps: int | None = None          # ask after this many laps; None: once it has settled
+    laps: int | None = None  # ask after this many laps; None: once it has settled
 
     def __post_init__(self):
-        if self.modulus < 2: raise ProblemError(f"modulus {self.modulus}: must be at least 2")
-        self.order   # computing it checks every rule
+        if self.modulus < 2:
+            raise ProblemError(f"modulus {self.modulus}: must be at least 2")
+        self.order  # computing it checks every rule
 
     def __str__(self):
         when = "" if self.laps is None else f"{self.laps}| "
-        return f"mod {self.modulus}. {', '.join(map(str, self.rules))}; {when}{' '.join(f'{v}=?' for v in self.query)}"
+        return (
+            f"mod {self.modulus}. {', '.join(map(str, self.rules))};"
+            f" {when}{' '.join(f'{v}=?' for v in self.query)}"
+        )
 
     @cached_property
-    def initial(self) -> dict[str, int]: return {r.target: r.left for r in self.rules if not r.operator}
+    def initial(self) -> dict[str, int]:
+        return {r.target: r.left for r in self.rules if not r.operator}
+
     @cached_property
-    def definitions(self) -> dict[str, Rule]: return {r.target: r for r in self.rules if r.operator}
+    def definitions(self) -> dict[str, Rule]:
+        return {r.target: r for r in self.rules if r.operator}
+
     @cached_property
-    def seeds(self) -> tuple[str, ...]: return tuple(sorted(self.initial.keys() & self.definitions.keys()))
+    def seeds(self) -> tuple[str, ...]:
+        return tuple(sorted(self.initial.keys() & self.definitions.keys()))
+
     @cached_property
-    def order(self) -> tuple[str, ...]: return evaluation_order(self)
+    def order(self) -> tuple[str, ...]:
+        return evaluation_order(self)
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-12
 def check_rules(problem: Problem):
-    "Raises `ProblemError` for two rules of one kind for a variable, an unknown variable, or a `%` without a positive number."
+    """Raises `ProblemError` for two rules of one kind for a variable, an unknown variable, or a
+    `%` without a positive number.
+    """
     kinds, names = set(), problem.initial.keys() | problem.definitions.keys()
     for r in problem.rules:
         kind = r.target, bool(r.operator)
-        if kind in kinds: raise ProblemError(f"rule '{r}': {r.target} already has a rule of this kind")
+        if kind in kinds:
+            raise ProblemError(f"rule '{r}': {r.target} already has a rule of this kind")
         kinds.add(kind)
         for v in r.reads:
-            if v not in names: raise ProblemError(f"rule '{r}': {v} has no rule")
-        if r.operator == "%" and not (isinstance(r.right, int) and r.right > 0): raise ProblemError(f"rule '{r}': % needs a positive number")
+            if v not in names:
+                raise ProblemError(f"rule '{r}': {v} has no rule")
+        if r.operator == "%" and not (isinstance(r.right, int) and r.right > 0):
+            raise ProblemError(f"rule '{r}': % needs a positive number")
     for v in problem.query:
-        if v not in names: raise ProblemError(f"query '{v}=?': {v} has no rule")
-    if not problem.query: raise ProblemError("nothing is queried")
-    if len(set(problem.query)) < len(problem.query): raise ProblemError(f"query '{' '.join(problem.query)}': asks for a variable twice")
+        if v not in names:
+            raise ProblemError(f"query '{v}=?': {v} has no rule")
+    if not problem.query:
+        raise ProblemError("nothing is queried")
+    if len(set(problem.query)) < len(problem.query):
+        raise ProblemError(f"query '{' '.join(problem.query)}': asks for a variable twice")
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-13
 def evaluation_order(problem: Problem) -> tuple[str, ...]:
-    "The variables without an initial line, each after everything it reads (seeds held), as early as the listing allows. Raises `ProblemError`."
+    """The variables without an initial line, each after everything it reads (seeds held), as
+    early as the listing allows. Raises `ProblemError`.
+    """
     check_rules(problem)
-    known, waiting, order = set(problem.initial), [r for r in problem.rules if r.operator and r.target not in problem.initial], []
+    known, waiting, order = (
+        set(problem.initial),
+        [r for r in problem.rules if r.operator and r.target not in problem.initial],
+        [],
+    )
     while waiting:
         ready = next((r for r in waiting if known.issuperset(r.reads)), None)
-        if not ready: raise ProblemError(f"no initial value for a loop among {', '.join(r.target for r in waiting)}")
+        if not ready:
+            raise ProblemError(
+                f"no initial value for a loop among {', '.join(r.target for r in waiting)}"
+            )
         waiting.remove(ready)
         known.add(ready.target)
         order.append(ready.target)
@@ -109,84 +144,119 @@ _RULE = re.compile(r"([A-Z])=(?:(\d{1,9})|([A-Z])([-+*%])(?:(\d{1,9})|([A-Z])))"
 
 
 def parse_rule(text: str) -> Rule:
-    "The rule written as `text`. Raises `ProblemError`."
+    """The rule written as `text`. Raises `ProblemError`."""
     m = _RULE.fullmatch(text)
-    if not m: raise ProblemError(f"rule {text[:60]!r}: expected A=1, A=B+1, A=B+C or A=B%2, numbers of at most 9 digits")
+    if not m:
+        raise ProblemError(
+            f"rule {text[:60]!r}: expected A=1, A=B+1, A=B+C or A=B%2, numbers of at most 9 digits"
+        )
     target, value, left, operator, number, variable = m.groups()
-    return Rule(target, int(value)) if value else Rule(target, left, operator, int(number) if number else variable)
+    return (
+        Rule(target, int(value))
+        if value
+        else Rule(target, left, operator, int(number) if number else variable)
+    )
 
 
 def parse(text: str) -> Problem:
-    "The problem written as canonical `text`. Raises `ProblemError`, which names the part that is wrong."
+    """The problem written as canonical `text`.
+
+    Raises `ProblemError`, which names the part that is wrong.
+    """
     m = _TEXT.fullmatch(text)
-    if not m: raise ProblemError(f"{text[:60]!r}: expected 'mod M. RULE, RULE; VAR=? VAR=?'")
+    if not m:
+        raise ProblemError(f"{text[:60]!r}: expected 'mod M. RULE, RULE; VAR=? VAR=?'")
     modulus, rules, laps, query = m.groups()
     for q in query.split(" "):
-        if not re.fullmatch("[A-Z]=[?]", q): raise ProblemError(f"query {q[:60]!r}: expected a variable and '=?'")
-    problem = Problem(int(modulus), tuple(parse_rule(r) for r in rules.split(", ")), tuple(q[0] for q in query.split(" ")), int(laps) if laps else None)
-    if str(problem) != text: raise ProblemError(f"{text[:60]!r}: numbers are written without leading zeros, {str(problem)[:60]!r}")
+        if not re.fullmatch("[A-Z]=[?]", q):
+            raise ProblemError(f"query {q[:60]!r}: expected a variable and '=?'")
+    problem = Problem(
+        int(modulus),
+        tuple(parse_rule(r) for r in rules.split(", ")),
+        tuple(q[0] for q in query.split(" ")),
+        int(laps) if laps else None,
+    )
+    if str(problem) != text:
+        raise ProblemError(
+            f"{text[:60]!r}: numbers are written without leading zeros, {str(problem)[:60]!r}"
+        )
     return problem
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-18
 def laps(problem: Problem) -> Iterator[dict[str, int]]:
-    "The values of all variables, lap after lap, without end."
+    """The values of all variables, lap after lap, without end."""
     values = {v: x % problem.modulus for v, x in problem.initial.items()}
     definitions, modulus, held = problem.definitions, problem.modulus, problem.seeds
     while True:
-        for v in problem.order: values[v] = definitions[v](values, modulus)
+        for v in problem.order:
+            values[v] = definitions[v](values, modulus)
         yield dict(values)
         values |= {v: definitions[v](values, modulus) for v in held}
 
 
 class Settled(NamedTuple):
-    "What the oracle found: the values at the end, the lap `tau` at which the system settled (None: it never does), and the values of every lap to the end."
+    """What the oracle found: the values at the end, the lap `tau` at which the system settled
+    (None: it never does), and the values of every lap to the end.
+    """
+
     values: dict[str, int]
     tau: int | None
     laps: list[dict[str, int]]
 
 
 def settle(problem: Problem) -> Settled:
-    "Run the rules of `problem` until its seeds stop changing. Raises `NeverSettles`."
+    """Run the rules of `problem` until its seeds stop changing. Raises `NeverSettles`."""
     held, history, seen = problem.seeds, [], set()
     for values in laps(problem):
         state = tuple(values[v] for v in held)
-        if history and state == tuple(history[-1][v] for v in held): return Settled(history[-1], len(history) - 1, history)
-        if state in seen: raise NeverSettles(f"'{problem}' returns to an earlier state after {len(history)} laps")
+        if history and state == tuple(history[-1][v] for v in held):
+            return Settled(history[-1], len(history) - 1, history)
+        if state in seen:
+            raise NeverSettles(f"'{problem}' returns to an earlier state after {len(history)} laps")
         history.append(values)
         seen.add(state)
-        if not held: return Settled(values, 0, history)
+        if not held:
+            return Settled(values, 0, history)
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-19
 def solve(problem: Problem) -> Settled:
-    "What `problem` asks for: its settled state, or its state after a given number of laps. Raises `NeverSettles` for the first kind only."
-    if problem.laps is None: return settle(problem)
-    try: tau = settle(problem).tau
-    except NeverSettles: tau = None
+    """What `problem` asks for: its settled state, or its state after a given number of laps.
+
+    Raises `NeverSettles` for the first kind only.
+    """
+    if problem.laps is None:
+        return settle(problem)
+    try:
+        tau = settle(problem).tau
+    except NeverSettles:
+        tau = None
     history = list(islice(laps(problem), problem.laps + 1))
     return Settled(history[-1], tau, history)
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-23
 def trace(problem: Problem) -> str:
-    "Every value in the order in which it is found, laps separated by `|`."
+    """Every value in the order in which it is found, laps separated by `|`."""
     names = (*problem.initial, *problem.order)
     return " | ".join(" ".join(f"{v}={lap[v]}" for v in names) for lap in solve(problem).laps)
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-26
 def depths(problem: Problem) -> dict[str, int]:
-    "Number of rules on the critical path from an initial value to each variable."
+    """Number of rules on the critical path from an initial value to each variable."""
     depth = dict.fromkeys(problem.initial, 0)
-    for v in problem.order: depth[v] = 1 + max(depth[u] for u in problem.definitions[v].reads)
+    for v in problem.order:
+        depth[v] = 1 + max(depth[u] for u in problem.definitions[v].reads)
     return depth
 
 
 def relevant(problem: Problem, query: tuple[str, ...]) -> set[str]:
-    "The variables that `query` depends on; every other one is a distractor."
+    """The variables that `query` depends on; every other one is a distractor."""
     found, todo = set(), list(query)
     while todo:
         v = todo.pop()
         if v not in found:
             found.add(v)
-            if v in problem.definitions: todo += problem.definitions[v].reads
+            if v in problem.definitions:
+                todo += problem.definitions[v].reads
     return found
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-29
@@ -194,7 +264,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(*words: int) -> int:
-    "A 64-bit hash of a sequence of integers (splitmix64 finaliser, chained)."
+    """A 64-bit hash of a sequence of integers (splitmix64 finaliser, chained)."""
     h = 0x9E3779B97F4A7C15
     for w in words:
         h = (h ^ w) + 0x9E3779B97F4A7C15 & _MASK
@@ -205,24 +275,31 @@ def mix(*words: int) -> int:
 
 
 def rule_hash(rule: Rule, modulus: int, hashes: dict[str, int]) -> int:
-    "Hash of what `rule` computes from operands with the given `hashes`."
+    """Hash of what `rule` computes from operands with the given `hashes`."""
     left, right = (hashes[x] if isinstance(x, str) else mix(0, x) for x in (rule.left, rule.right))
-    if rule.operator in ("+", "*") and left > right: left, right = right, left
+    if rule.operator in ("+", "*") and left > right:
+        left, right = right, left
     return mix(modulus, ord(rule.operator), left, right)
 
 
 def canonical_hashes(problem: Problem) -> dict[str, int]:
-    "The 64-bit canonical hash of every variable: equal when they ask the same question."
+    """The 64-bit canonical hash of every variable: equal when they ask the same question."""
     start = {v: mix(problem.modulus, x % problem.modulus) for v, x in problem.initial.items()}
     hashes, held = dict(start), problem.seeds
     for _ in range(len(held) + 1):
-        for v in problem.order: hashes[v] = rule_hash(problem.definitions[v], problem.modulus, hashes)
-        hashes |= {v: mix(start[v], rule_hash(problem.definitions[v], problem.modulus, hashes)) for v in held}
+        for v in problem.order:
+            hashes[v] = rule_hash(problem.definitions[v], problem.modulus, hashes)
+        hashes |= {
+            v: mix(start[v], rule_hash(problem.definitions[v], problem.modulus, hashes))
+            for v in held
+        }
     return hashes
 
 # %% ../../nbs/tasks/causal_loop.ipynb #cell-30
 def canonical_hash(problem: Problem) -> int:
-    "One hash for the whole question: independent of names, order of rules, of operands and of queries, and distractors."
+    """One hash for the whole question: independent of names, order of rules, of operands and of
+    queries, and distractors.
+    """
     hashes = canonical_hashes(problem)
     h = mix(*sorted(hashes[v] for v in problem.query))
     return h if problem.laps is None else mix(h, problem.laps)

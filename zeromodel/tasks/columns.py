@@ -19,25 +19,27 @@ from .suites import Suite
 
 # %% ../../nbs/tasks/columns.ipynb #cell-05
 def strings(fill, capacity: int, n: int, *args) -> pa.StringArray:
-    "A column of `n` strings that the kernel `fill` writes; `capacity` is never too small."
+    """A column of `n` strings that the kernel `fill` writes; `capacity` is never too small."""
     bytes_, ends = np.empty(capacity, np.uint8), np.zeros(n + 1, np.int32)
     fill(bytes_, ends, *args)
-    return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(bytes_[:ends[-1]]))
+    return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(bytes_[: ends[-1]]))
 
 
 def lists(lengths: np.ndarray, values) -> pa.ListArray:
-    "A column of lists from their lengths and all values in a row."
+    """A column of lists from their lengths and all values in a row."""
     return pa.ListArray.from_arrays(np.concatenate([[0], lengths]).cumsum(dtype=np.int32), values)
 
 # %% ../../nbs/tasks/columns.ipynb #efaecefc
 LETTER_A, SPACE, COMMA, DOT, EQUALS = (np.uint8(ord(c)) for c in "A ,.=")
 SYMBOL_BYTES = np.array([ord(s or " ") for s in SYMBOLS], np.uint8)
-BEFORE_RULES, BEFORE_QUERY, QUERY, LAP = (np.frombuffer(b, np.uint8) for b in (b"mod ", b"; ", b"=? ", b"| "))
+BEFORE_RULES, BEFORE_QUERY, QUERY, LAP = (
+    np.frombuffer(b, np.uint8) for b in (b"mod ", b"; ", b"=? ", b"| ")
+)
 
 
 @kernel
 def put(bytes_, p, word):
-    "Write `word` at `p`; returns the place behind it."
+    """Write `word` at `p`; returns the place behind it."""
     for b in word:
         bytes_[p] = b
         p += 1
@@ -46,9 +48,10 @@ def put(bytes_, p, word):
 
 @kernel
 def put_number(bytes_, p, n):
-    "Write the digits of `n` >= 0."
+    """Write the digits of `n` >= 0."""
     digits, rest = 1, n // 10
-    while rest: digits, rest = digits + 1, rest // 10
+    while rest:
+        digits, rest = digits + 1, rest // 10
     for i in range(digits - 1, -1, -1):
         bytes_[p + i] = 48 + n % 10
         n //= 10
@@ -56,12 +59,18 @@ def put_number(bytes_, p, n):
 
 # %% ../../nbs/tasks/columns.ipynb #c00c8f27
 OPERANDS = [chr(LETTER_A + v) for v in range(NUMBER)] + [str(c) for c in range(100)]
-OPERAND_BYTES, OPERAND_LENGTH = np.array([[*o.ljust(2).encode()] for o in OPERANDS], np.uint8), np.array([len(o) for o in OPERANDS])
+OPERAND_BYTES, OPERAND_LENGTH = (
+    np.array([[*o.ljust(2).encode()] for o in OPERANDS], np.uint8),
+    np.array([len(o) for o in OPERANDS]),
+)
 
 
 @kernel
 def put_operand(bytes_, p, operand):
-    "Write a letter or a number below 100. It is always two bytes, of which the second may be written over: no branch, no division."
+    """Write a letter or a number below 100.
+
+    It is always two bytes, of which the second may be written over: no branch, no division.
+    """
     bytes_[p], bytes_[p + 1] = OPERAND_BYTES[operand, 0], OPERAND_BYTES[operand, 1]
     return p + OPERAND_LENGTH[operand]
 
@@ -70,14 +79,15 @@ def put_operand(bytes_, p, operand):
 def put_rule(bytes_, p, rule):
     bytes_[p], bytes_[p + 1] = LETTER_A + rule[0], EQUALS
     p = put_operand(bytes_, p + 2, rule[1])
-    if rule[2] == INITIAL: return p
+    if rule[2] == INITIAL:
+        return p
     bytes_[p] = SYMBOL_BYTES[rule[2]]
     return put_operand(bytes_, p + 1, rule[3])
 
 
 @kernel
 def put_text(bytes_, p, row, modulus):
-    "The canonical text of a problem: `str(Problem)`."
+    """The canonical text of a problem: `str(Problem)`."""
     p = put_number(bytes_, put(bytes_, p, BEFORE_RULES), modulus)
     for i in range(row.num_rules):
         bytes_[p], bytes_[p + 1] = COMMA if i else DOT, SPACE
@@ -88,7 +98,7 @@ def put_text(bytes_, p, row, modulus):
     for i in range(row.num_queries):
         bytes_[p] = LETTER_A + row.query[i]
         p = put(bytes_, p + 1, QUERY)
-    return p - 1                                   # without the last space
+    return p - 1  # without the last space
 
 # %% ../../nbs/tasks/columns.ipynb #cell-11
 @kernel
@@ -100,31 +110,47 @@ def fill_texts(bytes_, ends, rows, modulus):
 
 
 def make_text(rows: np.ndarray, suite: Suite) -> pa.StringArray:
-    "Column of canonical texts."
-    return strings(fill_texts, len(rows) * (10 * (suite.num_vars + 3) + 24) + 4 * int(rows["num_queries"].sum()), len(rows), rows, suite.modulus)
+    """Column of canonical texts."""
+    return strings(
+        fill_texts,
+        len(rows) * (10 * (suite.num_vars + 3) + 24) + 4 * int(rows["num_queries"].sum()),
+        len(rows),
+        rows,
+        suite.modulus,
+    )
 
 # %% ../../nbs/tasks/columns.ipynb #cell-14
 @kernel
 def note_needs(row, needs):
-    "For every rule the set of variables that it reads, as bits; for an initial one all bits, so that it is never ready. Returns the set of variables with an initial value."
+    """For every rule the set of variables that it reads, as bits; for an initial one all bits,
+    so that it is never ready. Returns the set of variables with an initial value.
+    """
     initial = 0
     for i in range(row.num_rules):
         rule = row.rules[i]
-        needs[i] = -1 if rule[2] == INITIAL else 1 << rule[1] | (1 << rule[3] if rule[3] < NUMBER else 0)
-        if rule[2] == INITIAL: initial |= 1 << rule[0]
+        needs[i] = (
+            -1 if rule[2] == INITIAL else 1 << rule[1] | (1 << rule[3] if rule[3] < NUMBER else 0)
+        )
+        if rule[2] == INITIAL:
+            initial |= 1 << rule[0]
     return initial
 
 
 @kernel
 def evaluation_order(row, order, needs):
-    "The rules of `row` in the order in which the oracle finds their values: the initial ones as listed, then always the first that is ready. Returns how many (recurrences are left out)."
+    """The rules of `row` in the order in which the oracle finds their values: the initial ones
+    as listed, then always the first that is ready. Returns how many (recurrences are left out).
+    """
     known, n = note_needs(row, needs), 0
     for i in range(row.num_rules):
-        if row.rules[i, 2] == INITIAL: order[n], n = i, n + 1
-        elif known >> row.rules[i, 0] & 1: needs[i] = -1               # a recurrence
+        if row.rules[i, 2] == INITIAL:
+            order[n], n = i, n + 1
+        elif known >> row.rules[i, 0] & 1:
+            needs[i] = -1  # a recurrence
     i = 0
     while i < row.num_rules:
-        if needs[i] & ~known: i += 1
+        if needs[i] & ~known:
+            i += 1
         else:
             order[n], needs[i], n = i, -1, n + 1
             known |= 1 << row.rules[i, 0]
@@ -134,30 +160,40 @@ def evaluation_order(row, order, needs):
 # %% ../../nbs/tasks/columns.ipynb #cell-15
 @kernel
 def update_seeds(row, s, order, n, value, after):
-    "Move all seeds on at once. The first ones of the `n` rules in `order` are the initial ones; what is not among the rest is a recurrence."
+    """Move all seeds on at once.
+
+    The first ones of the `n` rules in `order` are the initial ones; what is not among the rest is a
+    recurrence.
+    """
     for i in range(row.num_rules):
         rule, recurs = row.rules[i], row.rules[i, 2] != INITIAL
-        for j in range(n): recurs &= order[j] != i
+        for j in range(n):
+            recurs &= order[j] != i
         after[rule[0]] = evaluate(rule, value, s) if recurs else after[rule[0]]
     for j in range(n):
         rule = row.rules[order[j]]
-        if rule[2] == INITIAL: value[rule[0]] = after[rule[0]]
+        if rule[2] == INITIAL:
+            value[rule[0]] = after[rule[0]]
 
 # %% ../../nbs/tasks/columns.ipynb #cell-16
 @kernel
 def put_trace(bytes_, p, row, s, order, needs, value, after):
-    "Every value in the order in which it is found, laps separated by a bar: `causal_loop.trace`."
+    """Every value in the order in which it is found, laps separated by a bar:
+    `causal_loop.trace`.
+    """
     n = evaluation_order(row, order, needs)
     for j in range(n):
         rule = row.rules[order[j]]
-        if rule[2] == INITIAL: value[rule[0]] = after[rule[0]] = rule[1] - NUMBER
+        if rule[2] == INITIAL:
+            value[rule[0]] = after[rule[0]] = rule[1] - NUMBER
     for lap in range(1 + (row.laps if row.laps >= 0 else row.tau)):
         if lap:
             update_seeds(row, s, order, n, value, after)
             p = put(bytes_, p, LAP)
         for j in range(n):
             rule = row.rules[order[j]]
-            if rule[2] != INITIAL: value[rule[0]] = evaluate(rule, value, s)
+            if rule[2] != INITIAL:
+                value[rule[0]] = evaluate(rule, value, s)
             bytes_[p], bytes_[p + 1] = LETTER_A + rule[0], EQUALS
             p = put_number(bytes_, p + 2, value[rule[0]])
             bytes_[p], p = SPACE, p + 1
@@ -173,58 +209,131 @@ def fill_traces(bytes_, ends, rows, s, order, needs, value, after):
 
 
 def make_trace(rows: np.ndarray, suite: Suite, split: str) -> pa.StringArray:
-    "Column of traces."
-    laps, v, scratch = np.where(rows["laps"] >= 0, rows["laps"], rows["tau"]) + 1, suite.num_vars, lambda n: np.zeros(n, np.int64)
-    return strings(fill_traces, int(laps.sum()) * (5 * v + 2), len(rows), rows, sizes(suite, split), scratch(v + 3), scratch(v + 3), scratch(26), scratch(26))
+    """Column of traces."""
+    laps, v, scratch = (
+        np.where(rows["laps"] >= 0, rows["laps"], rows["tau"]) + 1,
+        suite.num_vars,
+        lambda n: np.zeros(n, np.int64),
+    )
+    return strings(
+        fill_traces,
+        int(laps.sum()) * (5 * v + 2),
+        len(rows),
+        rows,
+        sizes(suite, split),
+        scratch(v + 3),
+        scratch(v + 3),
+        scratch(26),
+        scratch(26),
+    )
 
 # %% ../../nbs/tasks/columns.ipynb #764a582a
 @kernel
 def fill_ids(bytes_, ends, prefix, first):
     p = 0
     for i in range(len(ends) - 1):
-        p, power = put(bytes_, p, prefix), 10 ** 7
-        while first + i < power and power > 1: bytes_[p], p, power = 48, p + 1, power // 10        # a leading zero
+        p, power = put(bytes_, p, prefix), 10**7
+        # a leading zero
+        while first + i < power and power > 1:
+            bytes_[p], p, power = 48, p + 1, power // 10
         ends[i + 1] = p = put_number(bytes_, p, first + i)
 
 
 def make_ids(prefix: str, first: int, n: int) -> pa.StringArray:
-    "`prefix` and a running number of at least eight digits."
-    return strings(fill_ids, n * (len(prefix.encode()) + 20), n, np.frombuffer(prefix.encode(), np.uint8), first)
+    """`prefix` and a running number of at least eight digits."""
+    return strings(
+        fill_ids,
+        n * (len(prefix.encode()) + 20),
+        n,
+        np.frombuffer(prefix.encode(), np.uint8),
+        first,
+    )
 
 
 def make_hex(hashes: np.ndarray) -> pa.StringArray:
-    "Sixteen hexadecimal digits for each hash."
+    """Sixteen hexadecimal digits for each hash."""
     digits = hashes.astype(">u8").tobytes().hex().encode()
-    return pa.StringArray.from_buffers(len(hashes), pa.py_buffer(np.arange(0, len(digits) + 1, 16, dtype=np.int32)), pa.py_buffer(digits))
+    return pa.StringArray.from_buffers(
+        len(hashes),
+        pa.py_buffer(np.arange(0, len(digits) + 1, 16, dtype=np.int32)),
+        pa.py_buffer(digits),
+    )
 
 # %% ../../nbs/tasks/columns.ipynb #cell-22
 LETTERS = [chr(ord("A") + i) for i in range(26)]
 
 
 def make_rules(rows: np.ndarray, modulus: int) -> pa.ListArray:
-    "Column of rules, each a list of four words: target, left, operator, right."
-    listed = rows["rules"][np.arange(rows["rules"].shape[1]) < rows["num_rules"][:, None]]      # [all rules, 4]
+    """Column of rules, each a list of four words: target, left, operator, right."""
+    # [all rules, 4]
+    listed = rows["rules"][np.arange(rows["rules"].shape[1]) < rows["num_rules"][:, None]]
     words = pa.array([*LETTERS, *SYMBOLS, *map(str, range(modulus))])
     codes = np.where(listed >= NUMBER, listed - NUMBER + 26 + len(SYMBOLS), listed)
     codes[:, 2] = listed[:, 2] + 26
-    codes[listed[:, 2] == INITIAL, 3] = 26                                                      # the empty word
+    codes[listed[:, 2] == INITIAL, 3] = 26  # the empty word
     each = pa.DictionaryArray.from_arrays(codes.astype(np.int8).ravel(), words)
     return lists(rows["num_rules"], lists(np.full(len(listed), 4), each))
 
 # %% ../../nbs/tasks/columns.ipynb #cell-23
-FIELDS = ("id", "level", "depth", "tau", "laps", "num_vars", "num_rules", "num_distractors", "modulus", "forward", "text", "query", "answer", "query_depth", "rules", "trace", "hash")
+FIELDS = (
+    "id",
+    "level",
+    "depth",
+    "tau",
+    "laps",
+    "num_vars",
+    "num_rules",
+    "num_distractors",
+    "modulus",
+    "forward",
+    "text",
+    "query",
+    "answer",
+    "query_depth",
+    "rules",
+    "trace",
+    "hash",
+)
 
 
-def table(rows: np.ndarray, suite: Suite, split: str, prefix: str = "", first: int = 0, fields: tuple[str, ...] = FIELDS) -> pa.Table:
-    "Arrow table of the samples in `rows`, with these `fields` of [the record](records.ipynb); ids are `prefix` and a running number from `first`."
-    n, asked = len(rows), np.arange(rows["num_queries"].max(initial=1)) < rows["num_queries"][:, None]
-    per_query = lambda name: rows[name][:, :asked.shape[1]][asked]
+def table(
+    rows: np.ndarray,
+    suite: Suite,
+    split: str,
+    prefix: str = "",
+    first: int = 0,
+    fields: tuple[str, ...] = FIELDS,
+) -> pa.Table:
+    """Arrow table of the samples in `rows`, with these `fields` of [the record](records.ipynb);
+    ids are `prefix` and a running number from `first`.
+    """
+    n, asked = (
+        len(rows),
+        np.arange(rows["num_queries"].max(initial=1)) < rows["num_queries"][:, None],
+    )
+
+    def per_query(name):
+        return rows[name][:, : asked.shape[1]][asked]
+
     make = {
         "id": lambda: make_ids(prefix, first, n),
-        "tau": lambda: pa.array(rows["tau"], mask=rows["tau"] < 0), "laps": lambda: pa.array(rows["laps"], mask=rows["laps"] < 0),
-        "num_vars": lambda: pa.array(np.full(n, suite.num_vars, np.int16)), "modulus": lambda: pa.array(np.full(n, suite.modulus, np.int16)),
-        "text": lambda: make_text(rows, suite), "trace": lambda: make_trace(rows, suite, split), "rules": lambda: make_rules(rows, suite.modulus),
-        "query": lambda: lists(rows["num_queries"], pa.DictionaryArray.from_arrays(per_query("query").astype(np.int8), LETTERS)),
-        "answer": lambda: lists(rows["num_queries"], per_query("answer").astype(np.int16)), "query_depth": lambda: lists(rows["num_queries"], per_query("query_depth").astype(np.int16)),
-        "hash": lambda: make_hex(rows["hash"])}
-    return pa.table({name: make[name]() if name in make else pa.array(rows[name]) for name in fields})
+        "tau": lambda: pa.array(rows["tau"], mask=rows["tau"] < 0),
+        "laps": lambda: pa.array(rows["laps"], mask=rows["laps"] < 0),
+        "num_vars": lambda: pa.array(np.full(n, suite.num_vars, np.int16)),
+        "modulus": lambda: pa.array(np.full(n, suite.modulus, np.int16)),
+        "text": lambda: make_text(rows, suite),
+        "trace": lambda: make_trace(rows, suite, split),
+        "rules": lambda: make_rules(rows, suite.modulus),
+        "query": lambda: lists(
+            rows["num_queries"],
+            pa.DictionaryArray.from_arrays(per_query("query").astype(np.int8), LETTERS),
+        ),
+        "answer": lambda: lists(rows["num_queries"], per_query("answer").astype(np.int16)),
+        "query_depth": lambda: lists(
+            rows["num_queries"], per_query("query_depth").astype(np.int16)
+        ),
+        "hash": lambda: make_hex(rows["hash"]),
+    }
+    return pa.table(
+        {name: make[name]() if name in make else pa.array(rows[name]) for name in fields}
+    )

@@ -18,20 +18,35 @@ import zeromodel.tasks
 # %% ../../nbs/tasks/compiled.ipynb #cell-06
 @lru_cache
 def fingerprint() -> str:
-    "Hash of the sources of all modules of this package."
-    return sha256(b"".join(p.read_bytes() for p in sorted(Path(zeromodel.tasks.__file__).parent.glob("*.py")))).hexdigest()
+    """Hash of the sources of all modules of this package."""
+    return sha256(
+        b"".join(p.read_bytes() for p in sorted(Path(zeromodel.tasks.__file__).parent.glob("*.py")))
+    ).hexdigest()
 
 
 def kernel(function):
-    "Compile `function`, which may allocate nothing: without reference counts it is ten times as fast. It runs beside other threads."
+    """Compile `function`, which may allocate nothing: without reference counts it is ten times
+    as fast. It runs beside other threads.
+    """
     compiled = njit(cache=True, nogil=True, _nrt=False)(function)
     cache = compiled._cache._cache_file
-    cache._source_stamp = fingerprint() if function.__module__.startswith("zeromodel.") else (fingerprint(), cache._source_stamp)      # a cell of a notebook has its own text, too
+    # a cell of a notebook has its own text, too
+    cache._source_stamp = (
+        fingerprint()
+        if function.__module__.startswith("zeromodel.")
+        else (fingerprint(), cache._source_stamp)
+    )
     return compiled
 
 # %% ../../nbs/tasks/compiled.ipynb #73c1a353
-GOLDEN, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+GOLDEN, FIRST, SECOND = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 _27, _30, _31, _32 = (np.uint64(n) for n in (27, 30, 31, 32))
+
+
 @kernel
 def finalise(h):
     h = (h ^ (h >> _30)) * FIRST
@@ -41,26 +56,26 @@ def finalise(h):
 
 @kernel
 def absorb(h, word):
-    "The hash of a sequence whose hash was `h` and to which `word` is added."
+    """The hash of a sequence whose hash was `h` and to which `word` is added."""
     return finalise((h ^ word) + GOLDEN)
 
 
 @kernel
 def below(rng, n):
-    "A number in 0..n-1 from the stream `rng` (uint64 [1]), which moves on."
+    """A number in 0..n-1 from the stream `rng` (uint64 [1]), which moves on."""
     rng[0] += GOLDEN
     return np.int64(((finalise(rng[0]) >> _32) * np.uint64(n)) >> _32)
 
 
 @kernel
 def skip(rng, n):
-    "Move the stream on by `n` numbers at once."
+    """Move the stream on by `n` numbers at once."""
     rng[0] += np.uint64(n) * GOLDEN
 
 # %% ../../nbs/tasks/compiled.ipynb #cell-10
 @kernel
 def shuffle(items, n, rng):
-    "Put the first `n` of `items` in random order (Fisher-Yates)."
+    """Put the first `n` of `items` in random order (Fisher-Yates)."""
     for i in range(n - 1, 0, -1):
         j = below(rng, i + 1)
         items[i], items[j] = items[j], items[i]

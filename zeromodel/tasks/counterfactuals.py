@@ -15,109 +15,193 @@ from string import ascii_uppercase
 
 from tqdm.auto import tqdm
 
-from .causal_loop import NeverSettles, Problem, Rule, canonical_hash, canonical_hashes, relevant, solve
+from zeromodel.tasks.causal_loop import (
+    NeverSettles,
+    Problem,
+    Rule,
+    canonical_hash,
+    canonical_hashes,
+    relevant,
+    solve,
+)
 from .questions import Question
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-06
 def disguised(problem: Problem, rng: Random) -> tuple[Problem, dict[str, str]]:
-    "`problem` in other words, and the new name of each variable."
+    """`problem` in other words, and the new name of each variable."""
     names = sorted(problem.initial.keys() | problem.definitions.keys())
-    new = dict(zip(names, rng.sample(ascii_uppercase, len(names))))
+    new = dict(zip(names, rng.sample(ascii_uppercase, len(names)), strict=True))
+
     def rule(r: Rule) -> Rule:
         left, right = (new[x] if isinstance(x, str) else x for x in (r.left, r.right))
-        if r.operator in ("+", "*") and isinstance(right, str) and rng.random() < .5: left, right = right, left
+        if r.operator in ("+", "*") and isinstance(right, str) and rng.random() < 0.5:
+            left, right = right, left
         return Rule(new[r.target], left, r.operator, right)
+
     rules, query = [rule(r) for r in problem.rules], [new[v] for v in problem.query]
-    return replace(problem, rules=tuple(rng.sample(rules, len(rules))), query=tuple(rng.sample(query, len(query)))), new
+    return replace(
+        problem,
+        rules=tuple(rng.sample(rules, len(rules))),
+        query=tuple(rng.sample(query, len(query))),
+    ), new
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-09
 def without_distractor(problem: Problem, rng: Random) -> Problem | None:
-    "`problem` without a random distractor and everything that depends on it; None when there is no distractor."
-    spare = sorted((problem.initial.keys() | problem.definitions.keys()) - relevant(problem, problem.query))
-    if not spare: return None
+    """`problem` without a random distractor and everything that depends on it; None when there
+    is no distractor.
+    """
+    spare = sorted(
+        (problem.initial.keys() | problem.definitions.keys()) - relevant(problem, problem.query)
+    )
+    if not spare:
+        return None
     gone = {rng.choice(spare)}
-    while more := {r.target for r in problem.rules if not gone.isdisjoint(r.reads)} - gone: gone |= more
+    while more := {r.target for r in problem.rules if not gone.isdisjoint(r.reads)} - gone:
+        gone |= more
     return replace(problem, rules=tuple(r for r in problem.rules if r.target not in gone))
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-12
 def edited(q: Question, rng: Random) -> tuple[Problem, Rule, Rule]:
-    "The problem with one line that `q` needs edited, the line and the edited line."
+    """The problem with one line that `q` needs edited, the line and the edited line."""
     m = q.problem.modulus
     needed = relevant(q.problem, (q.variable,))
     old = rng.choice([r for r in q.problem.rules if r.target in needed])
-    if not old.operator: new = old._replace(left=rng.choice([x for x in range(m) if x != old.left]))
-    elif old.operator == "%": new = old._replace(right=rng.choice([x for x in range(2, m + 1) if x != old.right]))
-    elif isinstance(old.right, str) or rng.random() < .5: new = old._replace(operator=rng.choice([o for o in "+-*" if o != old.operator]))
-    else: new = old._replace(right=rng.choice([x for x in range(m) if x != old.right]))
-    return replace(q.problem, rules=tuple(new if r is old else r for r in q.problem.rules)), old, new
+    if not old.operator:
+        new = old._replace(left=rng.choice([x for x in range(m) if x != old.left]))
+    elif old.operator == "%":
+        new = old._replace(right=rng.choice([x for x in range(2, m + 1) if x != old.right]))
+    elif isinstance(old.right, str) or rng.random() < 0.5:
+        new = old._replace(operator=rng.choice([o for o in "+-*" if o != old.operator]))
+    else:
+        new = old._replace(right=rng.choice([x for x in range(m) if x != old.right]))
+    return (
+        replace(q.problem, rules=tuple(new if r is old else r for r in q.problem.rules)),
+        old,
+        new,
+    )
 
 
-def swallowed_by(q: Question, before: dict[str, int], after: dict[str, int], old: Rule) -> str | None:
-    "What made an edit of the line `old` without effect on the values `before` and `after`; None when nothing did."
-    if old.operator and before[old.target] == after[old.target] and not q.problem.seeds: return "the edited rule gives the same value"
+def swallowed_by(
+    q: Question, before: dict[str, int], after: dict[str, int], old: Rule
+) -> str | None:
+    """What made an edit of the line `old` without effect on the values `before` and `after`;
+    None when nothing did.
+    """
+    if old.operator and before[old.target] == after[old.target] and not q.problem.seeds:
+        return "the edited rule gives the same value"
     for r in q.path:
         changed = [v for v in dict.fromkeys(r.reads) if before[v] != after[v]]
-        if not changed or before[r.target] != after[r.target] or r == old: continue
-        if r.operator == "%": return "a remainder"
-        if r.operator == "*" and r.left == r.right: return "a square"
-        if len(changed) == 2 or r.left == r.right: return "two changes cancel"
-        if r.operator == "*": return "a factor 0"
+        if not changed or before[r.target] != after[r.target] or r == old:
+            continue
+        if r.operator == "%":
+            return "a remainder"
+        if r.operator == "*" and r.left == r.right:
+            return "a square"
+        if len(changed) == 2 or r.left == r.right:
+            return "two changes cancel"
+        if r.operator == "*":
+            return "a factor 0"
     return "the loop comes to the same values" if q.problem.seeds else None
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-13
 def edit_effect(q: Question, rng: Random) -> str | None:
-    "What a random edit on the path does to the answer: `changed`, or what swallowed it; None when neither is so."
+    """What a random edit on the path does to the answer: `changed`, or what swallowed it; None
+    when neither is so.
+    """
     problem, old, new = edited(q, rng)
-    try: after = solve(problem).values
-    except NeverSettles: return "changed"
-    return "changed" if after[q.variable] != q.values[q.variable] else swallowed_by(q, q.values, after, old)
+    try:
+        after = solve(problem).values
+    except NeverSettles:
+        return "changed"
+    return (
+        "changed"
+        if after[q.variable] != q.values[q.variable]
+        else swallowed_by(q, q.values, after, old)
+    )
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-18
 class Forms:
-    "Numbers for computations: equal numbers for equal computations, whatever the names, the order of rules and the order of operands."
-    def __init__(self, laps: int = 4, subtraction: bool = True):
-        self.number, self.laps, self.subtraction = {}, laps, subtraction     # without subtraction: x-3 modulo 5 is x+2
+    """Numbers for computations: equal numbers for equal computations, whatever the names, the
+    order of rules and the order of operands.
+    """
 
-    def intern(self, *parts) -> int: return self.number.setdefault(parts, len(self.number))
+    def __init__(self, laps: int = 4, subtraction: bool = True):
+        # without subtraction: x-3 modulo 5 is x+2
+        self.number, self.laps, self.subtraction = {}, laps, subtraction
+
+    def intern(self, *parts) -> int:
+        return self.number.setdefault(parts, len(self.number))
 
     def of_rule(self, r: Rule, values: dict[str, int], modulus: int) -> int:
-        if not self.subtraction and r.operator == "-" and isinstance(r.right, int): r = r._replace(operator="+", right=-r.right % modulus)
-        left, right = (values[x] if isinstance(x, str) else self.intern("number", x) for x in (r.left, r.right))
-        return self.intern(r.operator, *(sorted((left, right)) if r.operator in ("+", "*") else (left, right)))
+        if not self.subtraction and r.operator == "-" and isinstance(r.right, int):
+            r = r._replace(operator="+", right=-r.right % modulus)
+        left, right = (
+            values[x] if isinstance(x, str) else self.intern("number", x) for x in (r.left, r.right)
+        )
+        return self.intern(
+            r.operator, *(sorted((left, right)) if r.operator in ("+", "*") else (left, right))
+        )
 
     def __call__(self, problem: Problem) -> dict[str, int]:
-        "The form of every variable that the query depends on."
-        m, definitions, needed = problem.modulus, problem.definitions, relevant(problem, problem.query)
+        """The form of every variable that the query depends on."""
+        m, definitions, needed = (
+            problem.modulus,
+            problem.definitions,
+            relevant(problem, problem.query),
+        )
         values = start = {v: self.intern("value", x % m, m) for v, x in problem.initial.items()}
-        order, seeds = [v for v in problem.order if v in needed], [s for s in problem.seeds if s in needed]
+        order, seeds = (
+            [v for v in problem.order if v in needed],
+            [s for s in problem.seeds if s in needed],
+        )
         for lap in range(1 + self.laps * bool(seeds)):
-            if lap: values = values | {s: self.intern("seed", start[s], self.of_rule(definitions[s], values, m)) for s in seeds}
-            else: values = dict(values)
-            for v in order: values[v] = self.of_rule(definitions[v], values, m)
+            if lap:
+                values = values | {
+                    s: self.intern("seed", start[s], self.of_rule(definitions[s], values, m))
+                    for s in seeds
+                }
+            else:
+                values = dict(values)
+            for v in order:
+                values[v] = self.of_rule(definitions[v], values, m)
         return values
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-19
 def question_forms(questions: list[Question], forms: Forms) -> list[int]:
-    "The form of every question; after so many laps is another question than once settled."
+    """The form of every question; after so many laps is another question than once settled."""
     found, problem, values = [], None, None
     for q in questions:
-        if q.problem is not problem: problem, values = q.problem, forms(q.problem)
-        found.append(values[q.variable] if problem.laps is None else forms.intern("after", problem.laps, values[q.variable]))
+        if q.problem is not problem:
+            problem, values = q.problem, forms(q.problem)
+        found.append(
+            values[q.variable]
+            if problem.laps is None
+            else forms.intern("after", problem.laps, values[q.variable])
+        )
     return found
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-24
-def check(name: str, level: int, n: int, count: int, verdict: str | None = None, note: str = "") -> dict:
-    "One row; unless a verdict is given, a single case is a failure."
-    return dict(check=name, level=level, n=n, count=count, verdict=verdict or ("failed" if count else "ok"), note=note)
+def check(
+    name: str, level: int, n: int, count: int, verdict: str | None = None, note: str = ""
+) -> dict:
+    """One row; unless a verdict is given, a single case is a failure."""
+    return dict(
+        check=name,
+        level=level,
+        n=n,
+        count=count,
+        verdict=verdict or ("failed" if count else "ok"),
+        note=note,
+    )
 
 
 def by_problem(questions: list[Question]) -> list[list[Question]]:
-    "The questions of each problem."
+    """The questions of each problem."""
     return [list(qs) for _, qs in groupby(questions, key=lambda q: id(q.problem))]
 
 
 def disguised_questions(questions: list[Question], rng: Random) -> list[Question]:
-    "The same questions about disguised problems."
+    """The same questions about disguised problems."""
     found = []
     for qs in by_problem(questions):
         problem, new = disguised(qs[0].problem, rng)
@@ -126,54 +210,149 @@ def disguised_questions(questions: list[Question], rng: Random) -> list[Question
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-25
 def invariance_checks(questions: list[Question], rng: Random) -> list[dict]:
-    "Wrong answers, and what a disguise or the deletion of a distractor changes; a row for each level."
+    """Wrong answers, and what a disguise or the deletion of a distractor changes; a row for each
+    level.
+    """
     n, bad = defaultdict(Counter), defaultdict(Counter)
     for qs in tqdm(by_problem(questions), desc="disguising problems", delay=2, unit="problem"):
         level, problem, other = qs[0].level, qs[0].problem, disguised_questions(qs, rng)
         shorter = without_distractor(problem, rng)
         n[level] += Counter(questions=len(qs), problems=1, shorter=shorter is not None)
         values = solve(shorter).values if shorter else {}
-        bad[level] += Counter(answer=sum(q.answer != q.values[q.variable] for q in qs), disguise=sum(a.values[a.variable] != b.values[b.variable] for a, b in zip(qs, other)),
-                              hash=canonical_hash(problem) != canonical_hash(other[0].problem), distractor=any(q.values[v] != x for q in qs for v, x in values.items()))
-    return [row for level in sorted(n) for row in (
-        check("recorded answer is wrong", level, n[level]["questions"], bad[level]["answer"]),
-        check("disguise changes the answer", level, n[level]["questions"], bad[level]["disguise"]),
-        check("disguise changes the canonical hash", level, n[level]["problems"], bad[level]["hash"]),
-        check("deleting a distractor changes a value", level, n[level]["shorter"], bad[level]["distractor"]))]
+        bad[level] += Counter(
+            answer=sum(q.answer != q.values[q.variable] for q in qs),
+            disguise=sum(
+                a.values[a.variable] != b.values[b.variable] for a, b in zip(qs, other, strict=True)
+            ),
+            hash=canonical_hash(problem) != canonical_hash(other[0].problem),
+            distractor=any(q.values[v] != x for q in qs for v, x in values.items()),
+        )
+    return [
+        row
+        for level in sorted(n)
+        for row in (
+            check("recorded answer is wrong", level, n[level]["questions"], bad[level]["answer"]),
+            check(
+                "disguise changes the answer", level, n[level]["questions"], bad[level]["disguise"]
+            ),
+            check(
+                "disguise changes the canonical hash",
+                level,
+                n[level]["problems"],
+                bad[level]["hash"],
+            ),
+            check(
+                "deleting a distractor changes a value",
+                level,
+                n[level]["shorter"],
+                bad[level]["distractor"],
+            ),
+        )
+    ]
 
 
 def edit_checks(questions: list[Question], rng: Random) -> list[dict]:
-    "How many edits on the path leave the answer as it is, and why; one without a reason is a failure."
+    """How many edits on the path leave the answer as it is, and why; one without a reason is a
+    failure.
+    """
     effects = defaultdict(Counter)
-    for q in tqdm(questions, desc="editing problems", delay=2, unit="question"): effects[q.level][edit_effect(q, rng)] += 1
-    return [check("edit on the path leaves the answer", level, e.total(), e.total() - e["changed"], "failed" if e[None] else "info",
-                  ", ".join(f"{why or 'NO REASON'} {k}" for why, k in e.most_common() if why != "changed")) for level, e in sorted(effects.items())]
+    for q in tqdm(questions, desc="editing problems", delay=2, unit="question"):
+        effects[q.level][edit_effect(q, rng)] += 1
+    return [
+        check(
+            "edit on the path leaves the answer",
+            level,
+            e.total(),
+            e.total() - e["changed"],
+            "failed" if e[None] else "info",
+            ", ".join(
+                f"{why or 'NO REASON'} {k}" for why, k in e.most_common() if why != "changed"
+            ),
+        )
+        for level, e in sorted(effects.items())
+    ]
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-28
-def overlap_checks(splits: dict[str, list[Question]], rng: Random, shared_below: int = 0) -> list[dict]:
-    "Distinct questions that two splits share, for each pair of splits and each level; the later split is disguised."
+def overlap_checks(
+    splits: dict[str, list[Question]], rng: Random, shared_below: int = 0
+) -> list[dict]:
+    """Distinct questions that two splits share, for each pair of splits and each level; the
+    later split is disguised.
+    """
     forms, rows = Forms(2 * max(len(q.problem.seeds) for qs in splits.values() for q in qs)), []
     asked = {name: set(question_forms(qs, forms)) for name, qs in splits.items()}
     for a, b in combinations(splits, 2):
         groups = defaultdict(set)
-        for q, f in zip(splits[b], question_forms(disguised_questions(splits[b], rng), forms)): groups[q.level, q.dial == "depth" and q.difficulty < shared_below].add(f)
+        for q, f in zip(
+            splits[b], question_forms(disguised_questions(splits[b], rng), forms), strict=True
+        ):
+            groups[q.level, q.dial == "depth" and q.difficulty < shared_below].add(f)
         for (level, few), found in sorted(groups.items()):
             why = ("info", "there are too few to hold any out") if few else ()
-            rows.append(check(f"asked in {a} and {b}" + f", depth below {shared_below}" * few, level, len(found), len(found & asked[a]), *why))
-            if not few and a == next(iter(splits)): rows.append(check(f"changed its form in disguise ({b})", level, len(found), len(found - asked[b])))
+            rows.append(
+                check(
+                    f"asked in {a} and {b}" + f", depth below {shared_below}" * few,
+                    level,
+                    len(found),
+                    len(found & asked[a]),
+                    *why,
+                )
+            )
+            if not few and a == next(iter(splits)):
+                rows.append(
+                    check(
+                        f"changed its form in disguise ({b})",
+                        level,
+                        len(found),
+                        len(found - asked[b]),
+                    )
+                )
     return rows
 
 # %% ../../nbs/tasks/counterfactuals.ipynb #cell-29
-def kinship_checks(train: list[Question], test: list[Question], shared_below: int = 0) -> list[dict]:
-    "Distinct test questions without a loop that are a step of a training problem, or that mean the same as a training question; and whether forms and hashes agree."
-    forms, meanings, rows = Forms(2 * max(len(q.problem.seeds) for q in test)), Forms(subtraction=False), []
-    steps = set().union(*(forms(qs[0].problem).values() for qs in by_problem([q for q in train if q.dial == "depth"])))
+def kinship_checks(
+    train: list[Question], test: list[Question], shared_below: int = 0
+) -> list[dict]:
+    """Distinct test questions without a loop that are a step of a training problem, or that mean
+    the same as a training question; and whether forms and hashes agree.
+    """
+    forms, meanings, rows = (
+        Forms(2 * max(len(q.problem.seeds) for q in test)),
+        Forms(subtraction=False),
+        [],
+    )
+    steps = set().union(
+        *(
+            forms(qs[0].problem).values()
+            for qs in by_problem([q for q in train if q.dial == "depth"])
+        )
+    )
     meant = set(question_forms([q for q in train if q.dial == "depth"], meanings))
     for level in sorted({q.level for q in test}):
         qs = [q for q in test if q.level == level]
-        same = list(zip(question_forms(qs, forms), ((q.problem.laps, canonical_hashes(q.problem)[q.variable]) for q in qs)))
-        rows.append(check("form and canonical hash disagree", level, len(same), 2 * len(set(same)) - len({f for f, _ in same}) - len({h for _, h in same})))
+        same = list(
+            zip(
+                question_forms(qs, forms),
+                ((q.problem.laps, canonical_hashes(q.problem)[q.variable]) for q in qs),
+                strict=True,
+            )
+        )
+        rows.append(
+            check(
+                "form and canonical hash disagree",
+                level,
+                len(same),
+                2 * len(set(same)) - len({f for f, _ in same}) - len({h for _, h in same}),
+            )
+        )
         if chains := [q for q in qs if q.dial == "depth" and q.difficulty >= shared_below]:
-            for name, kin, found in (("is a step of a training problem", steps, set(question_forms(chains, forms))), ("means the same as a training question", meant, set(question_forms(chains, meanings)))):
+            for name, kin, found in (
+                ("is a step of a training problem", steps, set(question_forms(chains, forms))),
+                (
+                    "means the same as a training question",
+                    meant,
+                    set(question_forms(chains, meanings)),
+                ),
+            ):
                 rows.append(check(name, level, len(found), len(found & kin), "info"))
     return rows

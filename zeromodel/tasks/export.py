@@ -18,65 +18,150 @@ from tqdm.auto import tqdm
 
 from .causal_loop import parse
 from .reward import compute_score
-from .templates import TEMPLATES, TRAIN, Template, answer_text, chat_prompt, plain_prompt, render, response_text
+from zeromodel.tasks.templates import (
+    TEMPLATES,
+    TRAIN,
+    Template,
+    answer_text,
+    chat_prompt,
+    plain_prompt,
+    render,
+    response_text,
+)
 from .whole_files import whole_file
 
 # %% ../../nbs/tasks/export.ipynb #cell-06
 def template_of(sample: dict, templates: Sequence[str] = TRAIN) -> Template:
-    "The one of the named `templates` that words `sample`."
+    """The one of the named `templates` that words `sample`."""
     return TEMPLATES[templates[int(sample["hash"], 16) % len(templates)]]
 
 
 def in_words(sample: dict, templates: Sequence[str] = TRAIN) -> str:
-    "The question of `sample` in the words of one of the named `templates`."
+    """The question of `sample` in the words of one of the named `templates`."""
     return render(parse(sample["text"]), template_of(sample, templates))
 
 
 def check_templates(templates: Sequence[str]):
-    "Raises `ValueError` for an unknown name, and when there is none."
-    if not templates: raise ValueError(f"no templates named: choose from {', '.join(TEMPLATES)}")
+    """Raises `ValueError` for an unknown name, and when there is none."""
+    if not templates:
+        raise ValueError(f"no templates named: choose from {', '.join(TEMPLATES)}")
     for name in templates:
-        if name not in TEMPLATES: raise ValueError(f"template '{name}': did you mean '{(get_close_matches(name, TEMPLATES, 1, 0) or [TRAIN[0]])[0]}'? There are {', '.join(TEMPLATES)}")
+        if name not in TEMPLATES:
+            raise ValueError(
+                f"template '{name}': did you mean"
+                f" '{(get_close_matches(name, TEMPLATES, 1, 0) or [TRAIN[0]])[0]}'? There are"
+                f" {', '.join(TEMPLATES)}"
+            )
 
 # %% ../../nbs/tasks/export.ipynb #cell-09
 TEXT, INTEGER = pa.string(), pa.int64()
 MESSAGES = pa.list_(pa.struct([("role", TEXT), ("content", TEXT)]))
-INFO = [("split", TEXT), ("index", INTEGER), ("id", TEXT), ("level", INTEGER), ("depth", INTEGER), ("tau", INTEGER), ("template", TEXT), ("hash", TEXT)]
+INFO = [
+    ("split", TEXT),
+    ("index", INTEGER),
+    ("id", TEXT),
+    ("level", INTEGER),
+    ("depth", INTEGER),
+    ("tau", INTEGER),
+    ("template", TEXT),
+    ("hash", TEXT),
+]
 SCHEMAS = {
-    "verl": pa.schema([("data_source", TEXT), ("prompt", MESSAGES), ("ability", TEXT), ("reward_model", pa.struct([("style", TEXT), ("ground_truth", TEXT)])), ("extra_info", pa.struct(INFO))]),
-    "trl": pa.schema([("prompt", MESSAGES), ("completion", MESSAGES), ("ground_truth", TEXT), *INFO]),
+    "verl": pa.schema(
+        [
+            ("data_source", TEXT),
+            ("prompt", MESSAGES),
+            ("ability", TEXT),
+            ("reward_model", pa.struct([("style", TEXT), ("ground_truth", TEXT)])),
+            ("extra_info", pa.struct(INFO)),
+        ]
+    ),
+    "trl": pa.schema(
+        [("prompt", MESSAGES), ("completion", MESSAGES), ("ground_truth", TEXT), *INFO]
+    ),
     "trl_plain": pa.schema([("prompt", TEXT), ("completion", TEXT), ("ground_truth", TEXT), *INFO]),
 }
 
 # %% ../../nbs/tasks/export.ipynb #cell-11
-def make_row(sample: dict, format: str, split: str, index: int, templates: Sequence[str] = TRAIN) -> dict:
-    "The row of `sample` in `format`, one of `SCHEMAS`. Raises `ValueError` when its answer cannot be answered."
+def make_row(
+    sample: dict, format: str, split: str, index: int, templates: Sequence[str] = TRAIN
+) -> dict:
+    """The row of `sample` in `format`, one of `SCHEMAS`.
+
+    Raises `ValueError` when its answer cannot be answered.
+    """
     text, source = in_words(sample, templates), f"causal_loop/level-{sample['level']}"
-    truth, response = answer_text(sample["query"], sample["answer"]), response_text(sample["trace"], sample["query"], sample["answer"])
-    info = {"split": split, "index": index, "template": template_of(sample, templates).name, **{k: sample[k] for k in ("id", "level", "depth", "tau", "hash")}}
-    if compute_score(source, response, truth)["score"] != 1: raise ValueError(f"sample {sample['id']}: its own response '...{response[-60:]}' does not score 1")
+    truth, response = (
+        answer_text(sample["query"], sample["answer"]),
+        response_text(sample["trace"], sample["query"], sample["answer"]),
+    )
+    info = {
+        "split": split,
+        "index": index,
+        "template": template_of(sample, templates).name,
+        **{k: sample[k] for k in ("id", "level", "depth", "tau", "hash")},
+    }
+    if compute_score(source, response, truth)["score"] != 1:
+        raise ValueError(
+            f"sample {sample['id']}: its own response '...{response[-60:]}' does not score 1"
+        )
     if format == "verl":
-        return {"data_source": source, "prompt": chat_prompt(text), "ability": "reasoning", "reward_model": {"style": "rule", "ground_truth": truth}, "extra_info": info}
-    prompt, completion = (plain_prompt(text), response) if format == "trl_plain" else (chat_prompt(text), [{"role": "assistant", "content": response}])
+        return {
+            "data_source": source,
+            "prompt": chat_prompt(text),
+            "ability": "reasoning",
+            "reward_model": {"style": "rule", "ground_truth": truth},
+            "extra_info": info,
+        }
+    prompt, completion = (
+        (plain_prompt(text), response)
+        if format == "trl_plain"
+        else (chat_prompt(text), [{"role": "assistant", "content": response}])
+    )
     return {"prompt": prompt, "completion": completion, "ground_truth": truth, **info}
 
 # %% ../../nbs/tasks/export.ipynb #cell-15
-def row_groups(samples: Iterable[dict], format: str, split: str, templates: Sequence[str], size: int) -> Iterator[pa.Table]:
-    "The rows of `samples`, `size` at a time."
+def row_groups(
+    samples: Iterable[dict], format: str, split: str, templates: Sequence[str], size: int
+) -> Iterator[pa.Table]:
+    """The rows of `samples`, `size` at a time."""
     rows = (make_row(s, format, split, i, templates) for i, s in enumerate(samples))
-    while group := list(islice(rows, size)): yield pa.Table.from_pylist(group, SCHEMAS[format])
+    while group := list(islice(rows, size)):
+        yield pa.Table.from_pylist(group, SCHEMAS[format])
 
 
-def write_parquet(samples: Iterable[dict], path: str | Path, format: str = "verl", split: str = "train", templates: Sequence[str] = TRAIN, group_size: int = 10_000) -> int:
-    """Write `samples` as rows of `format` to the parquet file `path` and return how many there were. The file appears under its name when it is complete; nothing is left behind when it is not.
+def write_parquet(
+    samples: Iterable[dict],
+    path: str | Path,
+    format: str = "verl",
+    split: str = "train",
+    templates: Sequence[str] = TRAIN,
+    group_size: int = 10_000,
+) -> int:
+    """Write `samples` as rows of `format` to the parquet file `path` and return how many there
+    were. The file appears under its name when it is complete; nothing is left behind when it is
+    not.
 
-    Raises `ValueError` for an unknown format or template, no samples, and a sample whose answer cannot be answered."""
-    if format not in SCHEMAS: raise ValueError(f"format '{format}': must be one of {', '.join(SCHEMAS)}")
+    Raises `ValueError` for an unknown format or template, no samples, and a sample whose answer
+    cannot be answered.
+    """
+    if format not in SCHEMAS:
+        raise ValueError(f"format '{format}': must be one of {', '.join(SCHEMAS)}")
     check_templates(templates)
     path, written = Path(path), 0
-    with whole_file(path) as file, pq.ParquetWriter(file, SCHEMAS[format], compression="zstd") as writer:
-        for group in row_groups(tqdm(samples, desc=path.name, delay=2, mininterval=1, unit="row"), format, split, templates, group_size):
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(file, SCHEMAS[format], compression="zstd") as writer,
+    ):
+        for group in row_groups(
+            tqdm(samples, desc=path.name, delay=2, mininterval=1, unit="row"),
+            format,
+            split,
+            templates,
+            group_size,
+        ):
             writer.write_table(group)
             written += len(group)
-        if not written: raise ValueError(f"no samples to write to {path}")
+        if not written:
+            raise ValueError(f"no samples to write to {path}")
     return written

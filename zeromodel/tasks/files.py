@@ -28,7 +28,7 @@ from .whole_files import whole_file
 
 # %% ../../nbs/tasks/files.ipynb #2a12dc0c
 def write_jsonl(path: Path, parts: Iterable[pa.Table]):
-    "A line of JSON for each sample."
+    """A line of JSON for each sample."""
     with whole_file(path) as file:
         for part in parts:
             lines = io.BytesIO()
@@ -37,68 +37,131 @@ def write_jsonl(path: Path, parts: Iterable[pa.Table]):
 
 
 def parquet_writer(file, schema: pa.Schema) -> pq.ParquetWriter:
-    "A row group for each part; words are numbered, other columns would not be smaller for it."
-    words = [f"{name}.list.element{'.list.element' * (name == 'rules')}" for name in ("query", "rules") if name in schema.names]
+    """A row group for each part; words are numbered, other columns would not be smaller for it."""
+    words = [
+        f"{name}.list.element{'.list.element' * (name == 'rules')}"
+        for name in ("query", "rules")
+        if name in schema.names
+    ]
     return pq.ParquetWriter(file, schema, use_dictionary=words, write_statistics=False)
 
 
 def write_tables(path: Path, parts: Iterable[pa.Table], open_writer):
-    "Each part as it comes, to the writer that `open_writer(file, schema)` makes."
+    """Each part as it comes, to the writer that `open_writer(file, schema)` makes."""
     parts = iter(parts)
     first = next(parts)
     with whole_file(path) as file, open_writer(file, first.schema) as writer:
-        for part in chain([first], parts): writer.write_table(part)
+        for part in chain([first], parts):
+            writer.write_table(part)
 
 
-WRITERS = {"jsonl": write_jsonl, "parquet": partial(write_tables, open_writer=parquet_writer), "arrow": partial(write_tables, open_writer=pa.ipc.new_file)}
+WRITERS = {
+    "jsonl": write_jsonl,
+    "parquet": partial(write_tables, open_writer=parquet_writer),
+    "arrow": partial(write_tables, open_writer=pa.ipc.new_file),
+}
 
 # %% ../../nbs/tasks/files.ipynb #87efe459
-def write_dataset(path: Path, suite: str, split: str, levels: dict[int, float], n: int, seed: int, format: str = "jsonl", fields: tuple[str, ...] = FIELDS, **options):
-    "Write `n` samples of `suite` to `path`, with a progress bar. `options` are those of [`tables`](generate.ipynb). Raises `RequestError`, `OSError`."
-    if format not in WRITERS: raise RequestError(f"format '{format}': must be one of {', '.join(WRITERS)}")
-    if unknown := [f for f in fields if f not in FIELDS]: raise RequestError(f"field '{unknown[0]}': must be one of {', '.join(FIELDS)}")
-    parts = ahead(tables(suite_named(suite), split, levels, n, seed, prefix=f"{suite}-{split}-{seed}-", fields=fields, **options))
-    with tqdm(total=n, desc=f"{Path(path).name}", unit="problem", unit_scale=True, delay=1, mininterval=.5) as bar:
+def write_dataset(
+    path: Path,
+    suite: str,
+    split: str,
+    levels: dict[int, float],
+    n: int,
+    seed: int,
+    format: str = "jsonl",
+    fields: tuple[str, ...] = FIELDS,
+    **options,
+):
+    """Write `n` samples of `suite` to `path`, with a progress bar.
+
+    `options` are those of [`tables`](generate.ipynb). Raises `RequestError`, `OSError`.
+    """
+    if format not in WRITERS:
+        raise RequestError(f"format '{format}': must be one of {', '.join(WRITERS)}")
+    if unknown := [f for f in fields if f not in FIELDS]:
+        raise RequestError(f"field '{unknown[0]}': must be one of {', '.join(FIELDS)}")
+    parts = ahead(
+        tables(
+            suite_named(suite),
+            split,
+            levels,
+            n,
+            seed,
+            prefix=f"{suite}-{split}-{seed}-",
+            fields=fields,
+            **options,
+        )
+    )
+    with tqdm(
+        total=n,
+        desc=f"{Path(path).name}",
+        unit="problem",
+        unit_scale=True,
+        delay=1,
+        mininterval=0.5,
+    ) as bar:
+
         def counted():
             for part in parts:
                 yield part
                 bar.update(len(part))
+
         WRITERS[format](Path(path), counted())
 
 # %% ../../nbs/tasks/files.ipynb #cell-14
 FROZEN_SEED = 20_250_101
-FROZEN_SIZES = {   # problems by level
+FROZEN_SIZES = {  # problems by level
     "nano": {1: 1200, 2: 200, 3: 900, 4: 300},
-    "nano/deeper": {1: 400, 3: 400}, "nano/wider": {1: 400, 3: 400}, "nano/k_laps": {2: 200, 4: 200},
+    "nano/deeper": {1: 400, 3: 400},
+    "nano/wider": {1: 400, 3: 400},
+    "nano/k_laps": {2: 200, 4: 200},
     "standard": {1: 800, 2: 600, 3: 800, 4: 800},
-    "standard/deeper": {1: 400, 3: 400}, "standard/slower": {2: 300, 4: 400}, "standard/wider": {1: 200, 2: 200, 3: 200, 4: 200},
-    "standard/pairs": {1: 200, 2: 200, 3: 200, 4: 200}, "standard/names": {1: 200, 2: 200, 3: 200, 4: 200}, "standard/k_laps": {2: 400, 4: 400},
+    "standard/deeper": {1: 400, 3: 400},
+    "standard/slower": {2: 300, 4: 400},
+    "standard/wider": {1: 200, 2: 200, 3: 200, 4: 200},
+    "standard/pairs": {1: 200, 2: 200, 3: 200, 4: 200},
+    "standard/names": {1: 200, 2: 200, 3: 200, 4: 200},
+    "standard/k_laps": {2: 400, 4: 400},
 }
 
 
 def frozen_file(name: str) -> str:
-    "`nano` is in nano/test.jsonl, `nano/deeper` in nano/deeper.jsonl."
+    """`nano` is in nano/test.jsonl, `nano/deeper` in nano/deeper.jsonl."""
     suite, _, variant = name.partition("/")
     return f"{suite}/{variant or 'test'}.jsonl"
 
 
 def shuffled(problem: Problem) -> Problem:
-    "The same problem, its rules listed in another order, which depends on the question alone."
+    """The same problem, its rules listed in another order, which depends on the question alone."""
     h = canonical_hash(problem)
     order = sorted(range(len(problem.rules)), key=lambda i: mix(h, i))
-    return Problem(problem.modulus, tuple(problem.rules[i] for i in order), problem.query, problem.laps)
+    return Problem(
+        problem.modulus, tuple(problem.rules[i] for i in order), problem.query, problem.laps
+    )
 
 
 def frozen_samples(name: str) -> Iterator[dict]:
-    "The samples of the frozen test file of suite `name`: each problem in forward and in random order."
+    """The samples of the frozen test file of suite `name`: each problem in forward and in random
+    order.
+    """
     sizes = FROZEN_SIZES[name]
-    for i, (level, problem) in enumerate(problems(suite_named(name), "test", sizes, sum(sizes.values()), FROZEN_SEED, forward=1.)):
-        for order, p in (("forward", problem), ("shuffled", shuffled(problem))): yield sample(p, level, f"{name}-{i:05d}-{order}")
+    for i, (level, problem) in enumerate(
+        problems(suite_named(name), "test", sizes, sum(sizes.values()), FROZEN_SEED, forward=1.0)
+    ):
+        for order, p in (("forward", problem), ("shuffled", shuffled(problem))):
+            yield sample(p, level, f"{name}-{i:05d}-{order}")
 
 # %% ../../nbs/tasks/files.ipynb #cell-15
 def write_frozen_suites(folder: Path):
-    "Write all frozen test files below `folder`, with a progress bar."
-    with tqdm(total=2 * sum(sum(s.values()) for s in FROZEN_SIZES.values()), desc="frozen suites", unit="sample", delay=1, mininterval=.5) as bar:
+    """Write all frozen test files below `folder`, with a progress bar."""
+    with tqdm(
+        total=2 * sum(sum(s.values()) for s in FROZEN_SIZES.values()),
+        desc="frozen suites",
+        unit="sample",
+        delay=1,
+        mininterval=0.5,
+    ) as bar:
         for name in FROZEN_SIZES:
             with whole_file(Path(folder) / frozen_file(name)) as file:
                 for s in frozen_samples(name):

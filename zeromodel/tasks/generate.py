@@ -22,48 +22,97 @@ from .suites import LEVELS, SPLITS, RequestError, Suite, difficulties
 
 # %% ../../nbs/tasks/generate.ipynb #01715410
 class NotEnough(RequestError):
-    "More different problems were asked for than exist."
+    """More different problems were asked for than exist."""
 
 
 class Level:
-    "The streams of one level, taken in turn."
-    def __init__(self, suite: Suite, split: str, level: int, seed: int, forward: float, distinct: bool):
-        self.streams = [Stream(suite, split, level, d, seed, forward, distinct) for d in difficulties(suite, level)]
+    """The streams of one level, taken in turn."""
+
+    def __init__(
+        self, suite: Suite, split: str, level: int, seed: int, forward: float, distinct: bool
+    ):
+        self.streams = [
+            Stream(suite, split, level, d, seed, forward, distinct)
+            for d in difficulties(suite, level)
+        ]
         self.name, self.split, self.spare = level, split, np.zeros(0, ROW)
 
     def take(self, n: int, map_) -> np.ndarray:
-        "The next `n` rows; the streams are asked through `map_`, perhaps on several threads. Raises `NotEnough`."
+        """The next `n` rows; the streams are asked through `map_`, perhaps on several threads.
+
+        Raises `NotEnough`.
+        """
         rows = self.spare
         while (missing := n - len(rows)) > 0:
             plentiful = [s for s in self.streams if not (s.exhausted or s.scarce)]
             alive = plentiful or [s for s in self.streams if not s.exhausted]
-            if not alive: raise NotEnough(f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different problems exist in split {self.split}")
-            turns = np.zeros((ceil(missing / len(alive)), len(alive)), ROW)      # a row for each turn, a column for each stream
-            hardest_first = range(len(alive))[::-1]                              # so that no thread waits for it in the end
-            counts = np.array(list(map_(Stream.put, alive[::-1], repeat(turns.ravel()), hardest_first, repeat(len(alive)), repeat(not plentiful))))[::-1]
-            new = turns.ravel() if counts.min() == len(turns) else turns[np.arange(len(turns))[:, None] < counts]
+            if not alive:
+                raise NotEnough(
+                    f"level {self.name}: only {sum(s.drawn for s in self.streams):,} different"
+                    f" problems exist in split {self.split}"
+                )
+            # a row for each turn, a column for each stream
+            turns = np.zeros((ceil(missing / len(alive)), len(alive)), ROW)
+            hardest_first = range(len(alive))[::-1]  # so that no thread waits for it in the end
+            counts = np.array(
+                list(
+                    map_(
+                        Stream.put,
+                        alive[::-1],
+                        repeat(turns.ravel()),
+                        hardest_first,
+                        repeat(len(alive)),
+                        repeat(not plentiful),
+                    )
+                )
+            )[::-1]
+            new = (
+                turns.ravel()
+                if counts.min() == len(turns)
+                else turns[np.arange(len(turns))[:, None] < counts]
+            )
             rows = np.concatenate([rows, new]) if len(rows) else new
         self.spare = rows[n:]
         return rows[:n]
 
 # %% ../../nbs/tasks/generate.ipynb #cell-09
 def next_levels(weights: dict[int, float], before: dict[int, int], n: int) -> np.ndarray:
-    "The levels of the next `n` problems after `before` problems of each level."
-    keys = np.concatenate([np.arange(before[level] + 1, before[level] + n + 1) / w for level, w in weights.items()])
+    """The levels of the next `n` problems after `before` problems of each level."""
+    keys = np.concatenate(
+        [np.arange(before[level] + 1, before[level] + n + 1) / w for level, w in weights.items()]
+    )
     return np.repeat(list(weights), n)[np.argsort(keys, kind="stable")[:n]]
 
 
 def check_request(split: str, levels: dict[int, float], n: int):
-    "Raises `RequestError`, which says what is wrong with a request."
-    if split not in SPLITS: raise RequestError(f"split '{split}': must be one of {', '.join(SPLITS)}")
-    if not levels or set(levels) - set(LEVELS): raise RequestError(f"level {min(set(levels) - set(LEVELS), default='missing')}: levels are 1 to 4")
-    if min(levels.values()) <= 0: raise RequestError("levels: every proportion must be above 0")
-    if n < 1: raise RequestError(f"{n:,} problems asked for: at least 1")
+    """Raises `RequestError`, which says what is wrong with a request."""
+    if split not in SPLITS:
+        raise RequestError(f"split '{split}': must be one of {', '.join(SPLITS)}")
+    if not levels or set(levels) - set(LEVELS):
+        raise RequestError(
+            f"level {min(set(levels) - set(LEVELS), default='missing')}: levels are 1 to 4"
+        )
+    if min(levels.values()) <= 0:
+        raise RequestError("levels: every proportion must be above 0")
+    if n < 1:
+        raise RequestError(f"{n:,} problems asked for: at least 1")
 
 # %% ../../nbs/tasks/generate.ipynb #6768c4b1
-def portions(suite: Suite, split: str, levels: dict[int, float], n: int, seed: int, forward: float = 0., distinct: bool = True,
-             threads: int | None = None, portion: int = 32_768) -> Iterator[np.ndarray]:
-    "`n` rows in portions, `levels` in the given proportions, a share `forward` with their rules in order. The rows do not depend on `threads` and `portion`. Raises `RequestError`; `NotEnough`, which is one, when it runs out of different ones."
+def portions(
+    suite: Suite,
+    split: str,
+    levels: dict[int, float],
+    n: int,
+    seed: int,
+    forward: float = 0.0,
+    distinct: bool = True,
+    threads: int | None = None,
+    portion: int = 32_768,
+) -> Iterator[np.ndarray]:
+    """`n` rows in portions, `levels` in the given proportions, a share `forward` with their
+    rules in order. The rows do not depend on `threads` and `portion`. Raises `RequestError`;
+    `NotEnough`, which is one, when it runs out of different ones.
+    """
     check_request(split, levels, n)
     drawn = dict.fromkeys(levels, 0)
     sources = {level: Level(suite, split, level, seed, forward, distinct) for level in levels}
@@ -72,12 +121,16 @@ def portions(suite: Suite, split: str, levels: dict[int, float], n: int, seed: i
             places = next_levels(levels, drawn, min(portion, n - done))
             counts = {level: int((places == level).sum()) for level in levels}
             taken = [sources[level].take(counts[level], pool.map) for level in sorted(levels)]
-            yield taken[0] if len(taken) == 1 else np.concatenate(taken).take(np.argsort(np.argsort(places, kind="stable")))
+            yield (
+                taken[0]
+                if len(taken) == 1
+                else np.concatenate(taken).take(np.argsort(np.argsort(places, kind="stable")))
+            )
             drawn = {level: drawn[level] + counts[level] for level in levels}
 
 
 def ahead(items: Iterator) -> Iterator:
-    "The same items, the next one being made while the last one is used."
+    """The same items, the next one being made while the last one is used."""
     with ThreadPoolExecutor(1) as one:
         following = one.submit(next, items, None)
         while (item := following.result()) is not None:
@@ -85,18 +138,52 @@ def ahead(items: Iterator) -> Iterator:
             yield item
 
 # %% ../../nbs/tasks/generate.ipynb #cell-13
-def tables(suite: Suite, split: str, levels: dict[int, float], n: int, seed: int, forward: float = 0., distinct: bool = True, prefix: str = "", fields: tuple[str, ...] = FIELDS,
-           threads: int | None = None, portion: int = 32_768) -> Iterator[pa.Table]:
-    "The same as Arrow tables of samples with these `fields`; ids are `prefix` and a running number."
+def tables(
+    suite: Suite,
+    split: str,
+    levels: dict[int, float],
+    n: int,
+    seed: int,
+    forward: float = 0.0,
+    distinct: bool = True,
+    prefix: str = "",
+    fields: tuple[str, ...] = FIELDS,
+    threads: int | None = None,
+    portion: int = 32_768,
+) -> Iterator[pa.Table]:
+    """The same as Arrow tables of samples with these `fields`; ids are `prefix` and a running
+    number.
+    """
     first = 0
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for rows in ahead(portions(suite, split, levels, n, seed, forward, distinct, threads, portion)):
+        for rows in ahead(
+            portions(suite, split, levels, n, seed, forward, distinct, threads, portion)
+        ):
             starts = range(0, len(rows), 8192)
-            yield pa.concat_tables(pool.map(table, (rows[i:i + 8192] for i in starts), repeat(suite), repeat(split), repeat(prefix), (first + i for i in starts), repeat(fields)))
+            yield pa.concat_tables(
+                pool.map(
+                    table,
+                    (rows[i : i + 8192] for i in starts),
+                    repeat(suite),
+                    repeat(split),
+                    repeat(prefix),
+                    (first + i for i in starts),
+                    repeat(fields),
+                )
+            )
             first += len(rows)
 
 
-def problems(suite: Suite, split: str, levels: dict[int, float], n: int, seed: int, forward: float = 0., distinct: bool = True) -> Iterator[tuple[int, Problem]]:
-    "The same as `n` pairs of a level and a `Problem`."
+def problems(
+    suite: Suite,
+    split: str,
+    levels: dict[int, float],
+    n: int,
+    seed: int,
+    forward: float = 0.0,
+    distinct: bool = True,
+) -> Iterator[tuple[int, Problem]]:
+    """The same as `n` pairs of a level and a `Problem`."""
     for part in tables(suite, split, levels, n, seed, forward, distinct):
-        for level, text in zip(part["level"].to_pylist(), part["text"].to_pylist()): yield level, parse(text)
+        for level, text in zip(part["level"].to_pylist(), part["text"].to_pylist(), strict=True):
+            yield level, parse(text)

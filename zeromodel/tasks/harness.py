@@ -16,30 +16,45 @@ from .templates import HELD_OUT, answer_text, plain_prompt, response_text
 
 # %% ../../nbs/tasks/harness.ipynb #cell-06
 def doc_to_text(doc: dict) -> str:
-    "The prompt, in the words of a training template."
+    """The prompt, in the words of a training template."""
     return plain_prompt(in_words(doc))
 
 
 def doc_to_text_held_out(doc: dict) -> str:
-    "The prompt, in the words of a held-out template."
+    """The prompt, in the words of a held-out template."""
     return plain_prompt(in_words(doc, HELD_OUT))
 
 
 def doc_to_target(doc: dict) -> str:
-    "The ideal response: shown in few-shot examples."
+    """The ideal response: shown in few-shot examples."""
     return response_text(doc["trace"], doc["query"], doc["answer"])
 
 # %% ../../nbs/tasks/harness.ipynb #cell-08
 def draw_examples(suite: str) -> list[dict]:
-    "16 samples of the training split of `suite`, level after level."
-    return [sample(problem, level, f"example-{i}") for i, (level, problem) in enumerate(problems(SUITES[suite], "train", dict.fromkeys((1, 2, 3, 4), 1), 16, seed=0))]
+    """16 samples of the training split of `suite`, level after level."""
+    return [
+        sample(problem, level, f"example-{i}")
+        for i, (level, problem) in enumerate(
+            problems(SUITES[suite], "train", dict.fromkeys((1, 2, 3, 4), 1), 16, seed=0)
+        )
+    ]
 
 
-def examples_nano() -> list[dict]: return draw_examples("nano")
-def examples_standard() -> list[dict]: return draw_examples("standard")
+def examples_nano() -> list[dict]:
+    return draw_examples("nano")
+
+
+def examples_standard() -> list[dict]:
+    return draw_examples("standard")
 
 # %% ../../nbs/tasks/harness.ipynb #cell-11
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
-    "`acc`, `formatted`, and the accuracy of the document's level."
-    scores = compute_score("causal_loop", results[0], answer_text(doc["query"], doc["answer"]), require_think=False)
-    return {"acc": scores["acc"], "formatted": scores["formatted"], f"acc_level_{doc['level']}": scores["acc"]}
+    """`acc`, `formatted`, and the accuracy of the document's level."""
+    scores = compute_score(
+        "causal_loop", results[0], answer_text(doc["query"], doc["answer"]), require_think=False
+    )
+    return {
+        "acc": scores["acc"],
+        "formatted": scores["formatted"],
+        f"acc_level_{doc['level']}": scores["acc"],
+    }

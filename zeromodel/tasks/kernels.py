@@ -18,14 +18,15 @@ from .compiled import absorb, below, kernel, shuffle, skip
 from .suites import BUCKETS, Suite
 
 # %% ../../nbs/tasks/kernels.ipynb #611f4d96
-NUMBER = 32                                   # operand v < NUMBER is variable v, operand NUMBER + c is the number c
-SYMBOLS = ("", "+", "-", "*", "%")            # an operator is its place here; 0 is an initial value
+NUMBER = 32  # operand v < NUMBER is variable v, operand NUMBER + c is the number c
+SYMBOLS = ("", "+", "-", "*", "%")  # an operator is its place here; 0 is an initial value
 INITIAL, PLUS, MINUS, TIMES, MODULO = range(5)
 MAX_SEEDS, NEVER, BLOCK = 2, 1 << 20, 64
 
 
 class Sizes(NamedTuple):
-    "A suite and a split as the kernels read them."
+    """A suite and a split as the kernels read them."""
+
     modulus: int
     num_vars: int
     max_depth: int
@@ -34,74 +35,132 @@ class Sizes(NamedTuple):
     num_chains: int
     apart: bool
     order_matters: bool
-    names: np.ndarray          # letters as 0..25
+    names: np.ndarray  # letters as 0..25
     operators: np.ndarray
-    held_out: np.ndarray       # the held-out pair of operators; -1, -1 without one
+    held_out: np.ndarray  # the held-out pair of operators; -1, -1 without one
     needs_pair: bool
-    first_bucket: int          # of the split: buckets first .. last-1
+    first_bucket: int  # of the split: buckets first .. last-1
     last_bucket: int
-    start_hash: np.ndarray     # uint64 [modulus]: hash of an initial value
-    number_hash: np.ndarray    # uint64 [modulus]: hash of a number in a rule
-    results: np.ndarray        # uint8 [5, modulus, modulus]: what an operator makes of two values; a look-up is faster than a division
-    operator_hash: np.ndarray  # uint64 [5]: hash of the modulus and an operator, to which operands are added
+    start_hash: np.ndarray  # uint64 [modulus]: hash of an initial value
+    number_hash: np.ndarray  # uint64 [modulus]: hash of a number in a rule
+    # uint8 [5, modulus, modulus]: what an operator makes of two values; a look-up is faster than a
+    # division
+    results: np.ndarray
+    # uint64 [5]: hash of the modulus and an operator, to which operands are added
+    operator_hash: np.ndarray
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-07
 def result_table(m: int) -> np.ndarray:
-    "uint8 [5, m, m]: every operator on all values modulo m; a remainder by 0 is not defined and stays 0."
+    """uint8 [5, m, m]: every operator on all values modulo m; a remainder by 0 is not defined
+    and stays 0.
+    """
     left, right = np.ogrid[:m, :m]
-    return np.array([0 * left * right, left + right, left - right, left * right, np.where(right, left % np.maximum(right, 1), 0)]) % m
+    return (
+        np.array(
+            [
+                0 * left * right,
+                left + right,
+                left - right,
+                left * right,
+                np.where(right, left % np.maximum(right, 1), 0),
+            ]
+        )
+        % m
+    )
 
 
 def sizes(suite: Suite, split: str) -> Sizes:
-    "What the kernels need to know of `suite` and `split`."
+    """What the kernels need to know of `suite` and `split`."""
     m, words = suite.modulus, lambda hashes: np.array(list(hashes), np.uint64)
     pair = [SYMBOLS.index(o) for o in suite.held_out_pair] or [-1, -1]
-    return Sizes(m, suite.num_vars, suite.depths[1], suite.holdout_depth, suite.query == "all", suite.num_chains, suite.apart, suite.order_matters, np.array([ord(c) - ord("A") for c in suite.names], np.int64),
-                 np.array([SYMBOLS.index(o) for o in suite.operators], np.int64), np.array(pair, np.int64), suite.needs_pair, BUCKETS[split].start, BUCKETS[split].stop,
-                 words(mix(m, v) for v in range(m)), words(mix(0, c) for c in range(m)), result_table(m).astype(np.uint8), words(mix(m, ord(s)) if s else 0 for s in SYMBOLS))
+    return Sizes(
+        m,
+        suite.num_vars,
+        suite.depths[1],
+        suite.holdout_depth,
+        suite.query == "all",
+        suite.num_chains,
+        suite.apart,
+        suite.order_matters,
+        np.array([ord(c) - ord("A") for c in suite.names], np.int64),
+        np.array([SYMBOLS.index(o) for o in suite.operators], np.int64),
+        np.array(pair, np.int64),
+        suite.needs_pair,
+        BUCKETS[split].start,
+        BUCKETS[split].stop,
+        words(mix(m, v) for v in range(m)),
+        words(mix(0, c) for c in range(m)),
+        result_table(m).astype(np.uint8),
+        words(mix(m, ord(s)) if s else 0 for s in SYMBOLS),
+    )
 
 # %% ../../nbs/tasks/kernels.ipynb #9e7339b7
 class Work(NamedTuple):
-    "Scratch memory of one stream, written anew for every problem; arrays by variable unless they say otherwise."
-    rules: np.ndarray      # [num_vars + MAX_SEEDS, 4], by rule
-    value: np.ndarray      # at the end
+    """Scratch memory of one stream, written anew for every problem; arrays by variable unless
+    they say otherwise.
+    """
+
+    rules: np.ndarray  # [num_vars + MAX_SEEDS, 4], by rule
+    value: np.ndarray  # at the end
     hash: np.ndarray
     depth: np.ndarray
-    operator: np.ndarray   # of its rule; of its recurrence for a seed
-    needed: np.ndarray     # whether the answer depends on it
-    chain: np.ndarray      # the chain it continues
-    tail: np.ndarray       # the last variable so far, by chain
-    path: np.ndarray       # the operators of the main path
-    order: np.ndarray      # [num_vars + MAX_SEEDS], of the rules in the text
-    names: np.ndarray      # [26]
-    state: np.ndarray      # [MAX_SEEDS]: values of the seeds
+    operator: np.ndarray  # of its rule; of its recurrence for a seed
+    needed: np.ndarray  # whether the answer depends on it
+    chain: np.ndarray  # the chain it continues
+    tail: np.ndarray  # the last variable so far, by chain
+    path: np.ndarray  # the operators of the main path
+    order: np.ndarray  # [num_vars + MAX_SEEDS], of the rules in the text
+    names: np.ndarray  # [26]
+    state: np.ndarray  # [MAX_SEEDS]: values of the seeds
     next_hash: np.ndarray  # [MAX_SEEDS]
-    table: np.ndarray      # uint8 [rules + 1, states of two seeds, and more up to whole BLOCKs]: what they make of every state; the last row is for a number
-    states: np.ndarray     # uint16 [6, the same]: see nested loops
+    # uint8 [rules + 1, states of two seeds, and more up to whole BLOCKs]: what they make of every
+    # state; the last row is for a number
+    table: np.ndarray
+    states: np.ndarray  # uint16 [6, the same]: see nested loops
 
 # %% ../../nbs/tasks/kernels.ipynb #61f1f1dd
 def work(s: Sizes) -> Work:
-    "Scratch memory for problems of these sizes; room for an orbit through all states."
+    """Scratch memory for problems of these sizes; room for an orbit through all states."""
     ints, words = lambda *shape: np.zeros(shape, np.int64), lambda n: np.zeros(n, np.uint64)
-    v, r, states = s.num_vars, s.num_vars + MAX_SEEDS, s.modulus ** 2
-    table = np.zeros((r + 1, -(-states // BLOCK) * BLOCK), np.uint8)             # padded with states like the first one, so that instructions take whole rows
+    v, r, states = s.num_vars, s.num_vars + MAX_SEEDS, s.modulus**2
+    # padded with states like the first one, so that instructions take whole rows
+    table = np.zeros((r + 1, -(-states // BLOCK) * BLOCK), np.uint8)
     table[:2, :states] = np.divmod(np.arange(states), s.modulus)
-    return Work(ints(r, 4), ints(v), words(v), ints(v), ints(v), np.zeros(v, np.bool_), ints(v), ints(v), ints(v), ints(r), ints(26), ints(MAX_SEEDS), words(MAX_SEEDS), table, np.zeros((6, table.shape[1]), np.uint16))
+    return Work(
+        ints(r, 4),
+        ints(v),
+        words(v),
+        ints(v),
+        ints(v),
+        np.zeros(v, np.bool_),
+        ints(v),
+        ints(v),
+        ints(v),
+        ints(r),
+        ints(26),
+        ints(MAX_SEEDS),
+        words(MAX_SEEDS),
+        table,
+        np.zeros((6, table.shape[1]), np.uint16),
+    )
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-11
 @kernel
 def evaluate(rule, value, s):
-    "What `rule`, not an initial one, makes of the values of the variables."
+    """What `rule`, not an initial one, makes of the values of the variables."""
     right = rule[3]
-    return np.int64(s.results[rule[2], value[rule[1]], value[right] if right < NUMBER else right - NUMBER])
+    return np.int64(
+        s.results[rule[2], value[rule[1]], value[right] if right < NUMBER else right - NUMBER]
+    )
 
 
 @kernel
 def hash_rule(rule, hashes, s):
-    "The hash of what `rule` computes: `causal_loop.rule_hash` on integers."
+    """The hash of what `rule` computes: `causal_loop.rule_hash` on integers."""
     left, right = hashes[rule[1]], rule[3]
     right = hashes[right] if right < NUMBER else s.number_hash[right - NUMBER]
-    if (rule[2] == PLUS or rule[2] == TIMES) and left > right: left, right = right, left
+    if (rule[2] == PLUS or rule[2] == TIMES) and left > right:
+        left, right = right, left
     return absorb(absorb(s.operator_hash[rule[2]], left), right)
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-14
@@ -112,7 +171,7 @@ def set_rule(rule, target, left, operator, right):
 
 @kernel
 def set_initial(w, rule, v, s, rng):
-    "`rule` gives variable `v` a random initial value."
+    """`rule` gives variable `v` a random initial value."""
     x = below(rng, s.modulus)
     set_rule(rule, v, NUMBER + x, INITIAL, -1)
     w.value[v], w.hash[v], w.depth[v], w.operator[v] = x, s.start_hash[x], 0, INITIAL
@@ -120,24 +179,36 @@ def set_initial(w, rule, v, s, rng):
 
 @kernel
 def draw_number(operator, s, rng):
-    "A number that does something: from 1, or from 2 as a factor or a divisor."
+    """A number that does something: from 1, or from 2 as a factor or a divisor."""
     least = 2 if operator >= TIMES else 1
     return NUMBER + least + below(rng, s.modulus - least)
 
 
 @kernel
 def draw_rule(w, rule, v, left, partner, operator, s, rng):
-    "`rule` computes `v` from `left` and either a random number or, half of the time, `partner` (-1: none), by `operator` (-1: any)."
-    if operator < 0: operator = s.operators[below(rng, len(s.operators))]
-    set_rule(rule, v, left, operator, partner if partner >= 0 and below(rng, 2) else draw_number(operator, s, rng))
+    """`rule` computes `v` from `left` and either a random number or, half of the time, `partner`
+    (-1: none), by `operator` (-1: any).
+    """
+    if operator < 0:
+        operator = s.operators[below(rng, len(s.operators))]
+    set_rule(
+        rule,
+        v,
+        left,
+        operator,
+        partner if partner >= 0 and below(rng, 2) else draw_number(operator, s, rng),
+    )
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-16
 @kernel
 def is_held_out(w, rule, s):
-    "Whether `rule` applies the second operator of the held-out pair to a result of the first."
-    if rule[2] != s.held_out[1]: return False
+    """Whether `rule` applies the second operator of the held-out pair to a result of the first."""
+    if rule[2] != s.held_out[1]:
+        return False
     left, right = rule[1], rule[3]
-    return w.operator[left] == s.held_out[0] or (right < NUMBER and w.operator[right] == s.held_out[0])
+    return w.operator[left] == s.held_out[0] or (
+        right < NUMBER and w.operator[right] == s.held_out[0]
+    )
 
 
 @kernel
@@ -148,24 +219,32 @@ def in_split(hash_, s):
 # %% ../../nbs/tasks/kernels.ipynb #cell-19
 @kernel
 def settle_rule(w, rule, v, left, partner, operator, s, rng, split_from, answer):
-    "Draw the rule of `v` until it fits: no held-out pair, the split when its depth is at least `split_from`, the value `answer` when that is not -1. Whether one was found."
+    """Draw the rule of `v` until it fits: no held-out pair, the split when its depth is at least
+    `split_from`, the value `answer` when that is not -1. Whether one was found.
+    """
     for _ in range(100):
         draw_rule(w, rule, v, left, partner, operator, s, rng)
-        if not s.needs_pair and is_held_out(w, rule, s): continue
+        if not s.needs_pair and is_held_out(w, rule, s):
+            continue
         w.value[v] = evaluate(rule, w.value, s)
-        if answer >= 0 and w.value[v] != answer: continue
+        if answer >= 0 and w.value[v] != answer:
+            continue
         right = rule[3]
         w.depth[v] = 1 + (max(w.depth[left], w.depth[right]) if right < NUMBER else w.depth[left])
         w.hash[v] = hash_rule(rule, w.hash, s)
         w.operator[v] = rule[2]
-        if w.depth[v] < split_from or in_split(w.hash[v], s): return True
+        if w.depth[v] < split_from or in_split(w.hash[v], s):
+            return True
     return False
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-22
 @kernel
 def draw_lengths(lengths, depth, s, rng):
-    "Share the variables out among the chains; the first one gets at least `depth` + 1. Where everything is asked for no chain is deeper than the suite."
-    lengths[:s.num_chains] = 1
+    """Share the variables out among the chains; the first one gets at least `depth` + 1.
+
+    Where everything is asked for no chain is deeper than the suite.
+    """
+    lengths[: s.num_chains] = 1
     lengths[0], left = depth + 1, s.num_vars - depth - s.num_chains
     while left:
         chain = below(rng, s.num_chains)
@@ -176,63 +255,85 @@ def draw_lengths(lengths, depth, s, rng):
 # %% ../../nbs/tasks/kernels.ipynb #cell-24
 @kernel
 def draw_chains(w, depth, s, rng):
-    "For every variable the chain it continues. Returns the variable at `depth` of the first chain."
+    """For every variable the chain it continues.
+
+    Returns the variable at `depth` of the first chain.
+    """
     draw_lengths(w.tail, depth, s, rng)
     v = 0
     for chain in range(s.num_chains):
-        w.chain[v:v + w.tail[chain]] = chain
+        w.chain[v : v + w.tail[chain]] = chain
         v += w.tail[chain]
     while True:
         shuffle(w.chain, s.num_vars, rng)
         first = 0
-        while w.chain[first] != 0: first += 1
+        while w.chain[first] != 0:
+            first += 1
         main, left = first, depth
         while left:
             main += 1
             left -= w.chain[main] == 0
-        if not s.apart or main - first > depth: break            # a line of another chain stands between
+        if not s.apart or main - first > depth:
+            break  # a line of another chain stands between
     w.tail[:] = -1
     return main
 
 # %% ../../nbs/tasks/kernels.ipynb #fbc9ed2a
 @kernel
 def is_order_sensitive(operators, depth):
-    "Whether the kind of operator, additive or not, changes at least twice along `operators`, or as often as a path of `depth` rules can."
+    """Whether the kind of operator, additive or not, changes at least twice along `operators`,
+    or as often as a path of `depth` rules can.
+    """
     changes = 0
-    for i in range(1, depth): changes += (operators[i] == TIMES) != (operators[i - 1] == TIMES)
+    for i in range(1, depth):
+        changes += (operators[i] == TIMES) != (operators[i - 1] == TIMES)
     return changes >= min(depth - 1, 2)
 
 
 @kernel
 def draw_path(path, depth, s, rng):
-    "Draw the operators of a path of `depth` rules, beginning with a product as often as not; -1, any, where their order does not matter."
+    """Draw the operators of a path of `depth` rules, beginning with a product as often as not;
+    -1, any, where their order does not matter.
+    """
     path[:depth] = -1
     product_first = below(rng, 2) == 1
     while s.order_matters:
         drawn, fits = 0, True
         while fits and drawn < depth:
             path[drawn] = s.operators[below(rng, len(s.operators))]
-            if drawn: fits = s.needs_pair or path[drawn - 1] != s.held_out[0] or path[drawn] != s.held_out[1]
-            else: fits = depth == 1 or (path[0] == TIMES) == product_first
+            if drawn:
+                fits = (
+                    s.needs_pair or path[drawn - 1] != s.held_out[0] or path[drawn] != s.held_out[1]
+                )
+            else:
+                fits = depth == 1 or (path[0] == TIMES) == product_first
             drawn += 1
-        skip(rng, depth - drawn)                   # a path takes `depth` numbers, whether it is drawn to its end or not
-        if fits and is_order_sensitive(path, depth): break
+        # a path takes `depth` numbers, whether it is drawn to its end or not
+        skip(rng, depth - drawn)
+        if fits and is_order_sensitive(path, depth):
+            break
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-29
 @kernel
 def draw_partner(w, v, left, rng):
-    "A variable before `v` that `left` may be joined with: another one, not deeper; -1 if there is none."
+    """A variable before `v` that `left` may be joined with: another one, not deeper; -1 if there
+    is none.
+    """
     found, partner = 0, -1
     for u in range(v):
         if u != left and w.depth[u] <= w.depth[left]:
             found += 1
-            if below(rng, found) == 0: partner = u        # each of them with equal chance, in one pass
+            if below(rng, found) == 0:
+                partner = u  # each of them with equal chance, in one pass
     return partner
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-31
 @kernel
 def mark_needed(w, last, s):
-    "Mark the variables that variable `last` depends on, rule v being that of variable v. Returns whether one of them joins two, and whether one makes the held-out pair."
+    """Mark the variables that variable `last` depends on, rule v being that of variable v.
+
+    Returns whether one of them joins two, and whether one makes the held-out pair.
+    """
     w.needed[:] = False
     w.needed[last] = True
     joins, pair = False, False
@@ -240,27 +341,38 @@ def mark_needed(w, last, s):
         rule = w.rules[v]
         if w.needed[v] and rule[2] != INITIAL:
             w.needed[rule[1]] = True
-            if rule[3] < NUMBER: w.needed[rule[3]], joins = True, True
+            if rule[3] < NUMBER:
+                w.needed[rule[3]], joins = True, True
             pair |= is_held_out(w, rule, s)
     return joins, pair
 
 # %% ../../nbs/tasks/kernels.ipynb #cell-33
 @kernel
 def draw_acyclic(w, level, depth, s, rng):
-    "A chain (level 1) or a system with joins (level 3) whose main path has `depth` rules. Returns the queried variable, or -1 when the draw led nowhere."
+    """A chain (level 1) or a system with joins (level 3) whose main path has `depth` rules.
+
+    Returns the queried variable, or -1 when the draw led nowhere.
+    """
     main = draw_chains(w, depth, s, rng)
-    if level == 1: draw_path(w.path, depth, s, rng)
+    if level == 1:
+        draw_path(w.path, depth, s, rng)
     answer = below(rng, s.modulus) if level == 3 and not s.ask_all else -1
     for v in range(s.num_vars):
         left, rule = w.tail[w.chain[v]], w.rules[v]
         w.tail[w.chain[v]] = v
-        if left < 0: set_initial(w, rule, v, s, rng)
+        if left < 0:
+            set_initial(w, rule, v, s, rng)
         else:
             partner = draw_partner(w, v, left, rng) if level == 3 else -1
             operator = w.path[w.depth[left]] if level == 1 and w.chain[v] == 0 and v <= main else -1
             split_from = s.holdout_depth if s.ask_all or v == main else NEVER
-            if not settle_rule(w, rule, v, left, partner, operator, s, rng, split_from, answer if v == main else -1): return -1
+            if not settle_rule(
+                w, rule, v, left, partner, operator, s, rng, split_from, answer if v == main else -1
+            ):
+                return -1
     joins, pair = mark_needed(w, main, s)
-    if (level == 3 and not joins) or (s.needs_pair and not pair): return -1
-    if s.ask_all: w.needed[:] = True
+    if (level == 3 and not joins) or (s.needs_pair and not pair):
+        return -1
+    if s.ask_all:
+        w.needed[:] = True
     return main

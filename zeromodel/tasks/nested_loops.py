@@ -12,7 +12,19 @@ __all__ = ['NEXT', 'BEFORE', 'BESIDE', 'QUEUE', 'END', 'FRESH', 'CLOSINGS', 'NON
 import numpy as np
 
 from .compiled import GOLDEN, absorb, below, kernel
-from .kernels import MINUS, MODULO, NEVER, NUMBER, PLUS, TIMES, draw_rule, hash_rule, set_initial, set_rule, settle_rule
+from zeromodel.tasks.kernels import (
+    MINUS,
+    MODULO,
+    NEVER,
+    NUMBER,
+    PLUS,
+    TIMES,
+    draw_rule,
+    hash_rule,
+    set_initial,
+    set_rule,
+    settle_rule,
+)
 from .loops import additive, has_held_out, run_lap, set_squeeze
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-05
@@ -24,33 +36,47 @@ def add_rule(w, rule, v, left, operator, right):
 
 @kernel
 def add_additive(w, rule, v, left, s, rng, multiplied=False):
-    "A sum or a difference; only a sum where it will be `multiplied` and the product of a difference is the pair that is held out."
-    signs = 1 if multiplied and not s.needs_pair and s.held_out[0] == MINUS and s.held_out[1] == TIMES else 2
+    """A sum or a difference; only a sum where it will be `multiplied` and the product of a
+    difference is the pair that is held out.
+    """
+    signs = (
+        1
+        if multiplied and not s.needs_pair and s.held_out[0] == MINUS and s.held_out[1] == TIMES
+        else 2
+    )
     operator, number = additive(below(rng, signs * (s.modulus - 1)), s)
     add_rule(w, rule, v, left, operator, number)
 
 
 @kernel
 def draw_squeeze(s, rng):
-    "A digit for `set_squeeze`: a square, or a remainder by more than half of the modulus, which leaves more than a few values."
+    """A digit for `set_squeeze`: a square, or a remainder by more than half of the modulus,
+    which leaves more than a few values.
+    """
     least = min(s.modulus // 2 + 1, s.modulus - 1)
     return below(rng, 2) * (least - 1 + below(rng, s.modulus - least))
 
 
 @kernel
 def add_chain(w, v, end, start, first, second, s, rng):
-    "Rules of variables `v` .. `end` - 1, one of them, at random, not injective, the others from the one before (`start` for the first) and a number or a reader of a seed."
+    """Rules of variables `v` .. `end` - 1, one of them, at random, not injective, the others
+    from the one before (`start` for the first) and a number or a reader of a seed.
+    """
     squeeze = v + below(rng, end - v)
     for u in range(v, end):
         before = start if u == v else u - 1
-        if u == squeeze: set_squeeze(w.rules[u], u, before, draw_squeeze(s, rng), s)
-        else: draw_rule(w, w.rules[u], u, before, second if below(rng, 2) else first, -1, s, rng)
+        if u == squeeze:
+            set_squeeze(w.rules[u], u, before, draw_squeeze(s, rng), s)
+        else:
+            draw_rule(w, w.rules[u], u, before, second if below(rng, 2) else first, -1, s, rng)
         w.operator[u] = w.rules[u, 2]
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-08
 @kernel
 def draw_small_loop(w, s, rng):
-    "Three rules for suites with few variables: a join of the seeds, the recurrence that is not injective, and one that joins again. Returns the number of inner rules."
+    """Three rules for suites with few variables: a join of the seeds, the recurrence that is not
+    injective, and one that joins again. Returns the number of inner rules.
+    """
     add_rule(w, w.rules[2], 2, 0, s.operators[below(rng, len(s.operators))], 1)
     set_squeeze(w.rules[3], 0, 2, draw_squeeze(s, rng), s)
     w.operator[0] = w.rules[3, 2]
@@ -60,8 +86,11 @@ def draw_small_loop(w, s, rng):
 
 @kernel
 def draw_large_loop(w, s, rng):
-    "Two readers of the seeds, their join, the addend, a chain of one to three rules, the closing rule, the counter. Returns the number of inner rules."
-    for v in range(2): add_additive(w, w.rules[2 + v], 2 + v, v, s, rng, True)
+    """Two readers of the seeds, their join, the addend, a chain of one to three rules, the
+    closing rule, the counter. Returns the number of inner rules.
+    """
+    for v in range(2):
+        add_additive(w, w.rules[2 + v], 2 + v, v, s, rng, True)
     add_rule(w, w.rules[4], 4, 2, TIMES, 3)
     add_additive(w, w.rules[5], 5, 4, s, rng)
     end = 7 + below(rng, 3)
@@ -73,7 +102,10 @@ def draw_large_loop(w, s, rng):
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-11
 @kernel
 def draw_nested_loop(w, s, rng):
-    "Two seeds with random values (variables 0 and 1), the inner rules, two recurrences: in this order in `w.rules`. Returns the number of inner rules, or -1 when the suite may not have it."
+    """Two seeds with random values (variables 0 and 1), the inner rules, two recurrences: in
+    this order in `w.rules`. Returns the number of inner rules, or -1 when the suite may not have
+    it.
+    """
     for v in range(2):
         set_initial(w, w.rules[v], v, s, rng)
         w.state[v] = w.value[v]
@@ -81,33 +113,46 @@ def draw_nested_loop(w, s, rng):
     return length if s.needs_pair or not has_held_out(w, 2, length + 4, s) else -1
 
 # %% ../../nbs/tasks/nested_loops.ipynb #6d300461
-NEXT, BEFORE, BESIDE, QUEUE, END, FRESH = range(6)      # rows of `w.states`
+NEXT, BEFORE, BESIDE, QUEUE, END, FRESH = range(6)  # rows of `w.states`
 CLOSINGS, NONE = 3, np.uint16(65535)
 
 
 @kernel
 def rest(value, divisor, reciprocal, shift):
-    "`value` % `divisor`, both uint16, by a product with `reciprocal`, which is 2 ** (16 + `shift`) / `divisor`, rounded up."
-    quotient = np.uint16(np.uint16(np.uint32(value) * np.uint32(reciprocal) >> np.uint32(16)) >> shift)
+    """`value` % `divisor`, both uint16, by a product with `reciprocal`, which is 2 ** (16 +
+    `shift`) / `divisor`, rounded up.
+    """
+    quotient = np.uint16(
+        np.uint16(np.uint32(value) * np.uint32(reciprocal) >> np.uint32(16)) >> shift
+    )
     return np.uint8(value - np.uint16(quotient * divisor))
 
 # %% ../../nbs/tasks/nested_loops.ipynb #24de0aba
 @kernel
 def combine(row, left, right, operator, modulus):
-    "What `operator` makes of two rows of values (uint8), all states at once; a remainder is by one number, the same for all. Nothing is looked up or divided, so that the compiler can take many values in one instruction."
+    """What `operator` makes of two rows of values (uint8), all states at once; a remainder is by
+    one number, the same for all. Nothing is looked up or divided, so that the compiler can take
+    many values in one instruction.
+    """
     m = np.uint8(modulus)
-    if operator == TIMES or operator == MODULO:
+    if operator in (TIMES, MODULO):
         divisor, shift = np.uint16(right[0] if operator == MODULO else modulus), np.uint16(0)
-        while (divisor - 1) >> (shift + 1): shift += np.uint16(1)
-        reciprocal = np.uint16(((1 << (16 + shift)) + divisor - 1) // divisor)            # exact for values below 2¹⁵
+        while (divisor - 1) >> (shift + 1):
+            shift += np.uint16(1)
+        # exact for values below 2¹⁵
+        reciprocal = np.uint16(((1 << (16 + shift)) + divisor - 1) // divisor)
         if operator == TIMES:
-            for x in range(len(row)): row[x] = rest(np.uint16(np.uint16(left[x]) * np.uint16(right[x])), divisor, reciprocal, shift)
+            for x in range(len(row)):
+                row[x] = rest(
+                    np.uint16(np.uint16(left[x]) * np.uint16(right[x])), divisor, reciprocal, shift
+                )
         else:
-            for x in range(len(row)): row[x] = rest(np.uint16(left[x]), divisor, reciprocal, shift)
+            for x in range(len(row)):
+                row[x] = rest(np.uint16(left[x]), divisor, reciprocal, shift)
     elif operator == PLUS:
         for x in range(len(row)):
             total = np.uint8(left[x] + right[x])
-            row[x] = min(total, np.uint8(total - m))                                      # below 0 is above m: a byte goes round
+            row[x] = min(total, np.uint8(total - m))  # below 0 is above m: a byte goes round
     else:
         for x in range(len(row)):
             total = np.uint8(left[x] - right[x])
@@ -116,50 +161,68 @@ def combine(row, left, right, operator, modulus):
 # %% ../../nbs/tasks/nested_loops.ipynb #c6c574a8
 @kernel
 def fill_next(w, first, length, s):
-    "Fill the next state of every state, of which rules before `first` have been filled already; state x stands for the values x // modulus and x % modulus of the two seeds."
+    """Fill the next state of every state, of which rules before `first` have been filled
+    already; state x stands for the values x // modulus and x % modulus of the two seeds.
+    """
     number, end, following, m = w.table[-1], length + 2, w.states[NEXT], np.uint16(s.modulus)
-    for r in range(first, end + 2):                    # the inner rules, then the two recurrences
+    for r in range(first, end + 2):  # the inner rules, then the two recurrences
         rule = w.rules[r]
-        if rule[3] >= NUMBER: number[:] = rule[3] - NUMBER
-        combine(w.table[r], w.table[rule[1]], number if rule[3] >= NUMBER else w.table[rule[3]], rule[2], s.modulus)
+        if rule[3] >= NUMBER:
+            number[:] = rule[3] - NUMBER
+        combine(
+            w.table[r],
+            w.table[rule[1]],
+            number if rule[3] >= NUMBER else w.table[rule[3]],
+            rule[2],
+            s.modulus,
+        )
     first_seed, second_seed = w.table[end], w.table[end + 1]
-    for x in range(len(following)): following[x] = np.uint16(first_seed[x]) * m + np.uint16(second_seed[x])
+    for x in range(len(following)):
+        following[x] = np.uint16(first_seed[x]) * m + np.uint16(second_seed[x])
 
 # %% ../../nbs/tasks/nested_loops.ipynb #8af14478
 @kernel
 def count(row, value):
-    "How often `value` is in `row` (uint16)."
+    """How often `value` is in `row` (uint16)."""
     found = np.uint16(0)
-    for x in range(len(row)): found = np.uint16(found + np.uint16(row[x] == value))
+    for x in range(len(row)):
+        found = np.uint16(found + np.uint16(row[x] == value))
     return found
 
 
 @kernel
 def count_fixed(row):
-    "How many x have `row[x]` == x."
+    """How many x have `row[x]` == x."""
     found = np.uint16(0)
-    for x in range(len(row)): found = np.uint16(found + np.uint16(row[x] == np.uint16(x)))
+    for x in range(len(row)):
+        found = np.uint16(found + np.uint16(row[x] == np.uint16(x)))
     return found
 
 # %% ../../nbs/tasks/nested_loops.ipynb #9716b6d7
 @kernel
 def list_fixed_points(states):
-    "Put the fixed points to which other states lead into the QUEUE. (State 0 stands in the padding, too, so one to which it alone leads may be among them.) Returns how many."
+    """Put the fixed points to which other states lead into the QUEUE. (State 0 stands in the
+    padding, too, so one to which it alone leads may be among them.) Returns how many.
+    """
     following, queue, end, fresh, found = states[NEXT], states[QUEUE], states[END], states[FRESH], 0
     left, x = count_fixed(following), 0
     while left:
         if following[x] == x:
             left -= np.uint16(1)
-            if count(following, following[x]) > 1: queue[found], end[x], fresh[x], found = x, x, 3, found + 1
+            if count(following, following[x]) > 1:
+                queue[found], end[x], fresh[x], found = x, x, 3, found + 1
         x += 1
     return found
 
 # %% ../../nbs/tasks/nested_loops.ipynb #44ff9c25
 @kernel
 def link_backwards(states, n):
-    "For every state `before` one state that leads to it, and `beside` that one the others that do, the last one first."
+    """For every state `before` one state that leads to it, and `beside` that one the others that
+    do, the last one first.
+    """
     following, before, beside = states[NEXT], states[BEFORE], states[BESIDE]
-    for x in range(n): before[x] = NONE
+    for x in range(n):
+        before[x] = NONE
     for x in range(n):
         y = following[x]
         beside[x] = before[y]
@@ -168,19 +231,30 @@ def link_backwards(states, n):
 # %% ../../nbs/tasks/nested_loops.ipynb #5877efe5
 @kernel
 def list_starts(states, seeds, tau, modulus):
-    "Put starts into the QUEUE that settle at lap `tau` > 0, some seed at a value that it has not had before (bit 0 of FRESH: the first seed). `seeds` are the values of both in every state. The starts lie from the first to the second number that is returned."
-    before, beside, queue, end, fresh = states[BEFORE], states[BESIDE], states[QUEUE], states[END], states[FRESH]
+    """Put starts into the QUEUE that settle at lap `tau` > 0, some seed at a value that it has
+    not had before (bit 0 of FRESH: the first seed). `seeds` are the values of both in every
+    state. The starts lie from the first to the second number that is returned.
+    """
+    before, beside, queue, end, fresh = (
+        states[BEFORE],
+        states[BESIDE],
+        states[QUEUE],
+        states[END],
+        states[FRESH],
+    )
     low, high = 0, list_fixed_points(states)
-    if high: link_backwards(states, modulus ** 2)
+    if high:
+        link_backwards(states, modulus**2)
     for _ in range(tau):
         last = high
         for i in range(low, high):
             y = queue[i]
             x, z = before[y], end[y]
             first, second = seeds[0, z], seeds[1, z]
-            while x != NONE:                           # a fixed point leads to itself, too, with both values seen
+            while x != NONE:  # a fixed point leads to itself, too, with both values seen
                 seen = (seeds[0, x] == first) | (seeds[1, x] == second) << 1
-                if fresh[y] & ~seen: queue[last], end[x], fresh[x], last = x, z, fresh[y] & ~seen, last + 1
+                if fresh[y] & ~seen:
+                    queue[last], end[x], fresh[x], last = x, z, fresh[y] & ~seen, last + 1
                 x = beside[x]
         low, high = high, last
     return low, high
@@ -188,10 +262,15 @@ def list_starts(states, seeds, tau, modulus):
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-29
 @kernel
 def draw_settling_loop(w, tau, s, rng):
-    "Level 4: a loop that settles at lap `tau`. The rule that closes a large loop is drawn a few times, which is cheaper than all rules. Returns the number of inner rules; -1 when the draw led nowhere."
+    """Level 4: a loop that settles at lap `tau`.
+
+    The rule that closes a large loop is drawn a few times, which is cheaper than all rules. Returns
+    the number of inner rules; -1 when the draw led nowhere.
+    """
     length, first = draw_nested_loop(w, s, rng), 2
     for _ in range(CLOSINGS if length > 1 else 1):
-        if length < 0 or (not s.needs_pair and has_held_out(w, 2, length + 4, s)): return -1
+        if length < 0 or (not s.needs_pair and has_held_out(w, 2, length + 4, s)):
+            return -1
         fill_next(w, first, length, s)
         low, high = list_starts(w.states, w.table, tau, s.modulus)
         if low < high:
@@ -205,9 +284,9 @@ def draw_settling_loop(w, tau, s, rng):
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-32
 @kernel
 def settling_lap(w, seeds, length, s):
-    "The lap at which the loop settles from `w.state`, which stays; -1 for never."
+    """The lap at which the loop settles from `w.state`, which stays; -1 for never."""
     first, second, found = w.state[0], w.state[1], -1
-    for lap in range(s.modulus ** seeds):
+    for lap in range(s.modulus**seeds):
         if run_lap(w, seeds, length, s):
             found = lap
             break
@@ -217,29 +296,45 @@ def settling_lap(w, seeds, length, s):
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-34
 @kernel
 def run_loop(w, seeds, length, laps, s, rng):
-    "Run from `w.state` until it settles, or for `laps` laps when that is not -1. Returns a seed that then has a value for the first time, -1 if there is none."
-    lap, first, second = 0, 0, 0                             # the values that the two seeds have had, as bits
-    while not run_lap(w, seeds, length, s) and lap != laps: lap, first, second = lap + 1, first | 1 << w.value[0], second | 1 << w.value[1]
+    """Run from `w.state` until it settles, or for `laps` laps when that is not -1.
+
+    Returns a seed that then has a value for the first time, -1 if there is none.
+    """
+    lap, first, second = 0, 0, 0  # the values that the two seeds have had, as bits
+    while not run_lap(w, seeds, length, s) and lap != laps:
+        lap, first, second = lap + 1, first | 1 << w.value[0], second | 1 << w.value[1]
     pick = below(rng, seeds)
     for seed in (pick, seeds - 1 - pick):
-        if not (second if seed else first) >> w.value[seed] & 1: return seed
+        if not (second if seed else first) >> w.value[seed] & 1:
+            return seed
     return -1
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-38
 @kernel
 def hash_loop(w, seeds, length, s):
-    "The canonical hash of the seeds and the inner rules: `causal_loop.canonical_hashes` as the read-out finds them. `w.state` are the initial values."
-    for v in range(seeds): w.hash[v] = s.start_hash[w.state[v]]
+    """The canonical hash of the seeds and the inner rules: `causal_loop.canonical_hashes` as the
+    read-out finds them. `w.state` are the initial values.
+    """
+    for v in range(seeds):
+        w.hash[v] = s.start_hash[w.state[v]]
     for round_ in range(seeds + 1):
-        for v in range(seeds, seeds + length): w.hash[v] = hash_rule(w.rules[v], w.hash, s)
+        for v in range(seeds, seeds + length):
+            w.hash[v] = hash_rule(w.rules[v], w.hash, s)
         if round_ < seeds:
-            for v in range(seeds): w.next_hash[v] = absorb(absorb(GOLDEN, s.start_hash[w.state[v]]), hash_rule(w.rules[seeds + length + v], w.hash, s))
-            for v in range(seeds): w.hash[v] = w.next_hash[v]
+            for v in range(seeds):
+                w.next_hash[v] = absorb(
+                    absorb(GOLDEN, s.start_hash[w.state[v]]),
+                    hash_rule(w.rules[seeds + length + v], w.hash, s),
+                )
+            for v in range(seeds):
+                w.hash[v] = w.next_hash[v]
 
 # %% ../../nbs/tasks/nested_loops.ipynb #cell-41
 @kernel
 def draw_read_out(w, seeds, length, laps, s, rng):
-    "Add the read-out of the loop that starts at `w.state`, settled or after `laps` laps (-1: settled), and the distractors. Returns the queried variable, -1 when nothing fits."
+    """Add the read-out of the loop that starts at `w.state`, settled or after `laps` laps (-1:
+    settled), and the distractors. Returns the queried variable, -1 when nothing fits.
+    """
     for v in range(seeds):
         w.rules[v, 1] = NUMBER + w.state[v]
         w.depth[v] = 0
@@ -248,9 +343,12 @@ def draw_read_out(w, seeds, length, laps, s, rng):
         left, right = w.rules[v, 1], w.rules[v, 3]
         w.depth[v] = 1 + (max(w.depth[left], w.depth[right]) if right < NUMBER else w.depth[left])
     seed, main, n = run_loop(w, seeds, length, laps, s, rng), seeds + length, 2 * seeds + length
-    if seed < 0: return -1
-    if not settle_rule(w, w.rules[n], main, seed, -1, -1, s, rng, 0, below(rng, s.modulus)): return -1
+    if seed < 0:
+        return -1
+    if not settle_rule(w, w.rules[n], main, seed, -1, -1, s, rng, 0, below(rng, s.modulus)):
+        return -1
     set_initial(w, w.rules[n + 1], main + 1, s, rng)
     for v in range(main + 2, s.num_vars):
-        if not settle_rule(w, w.rules[n + v - main], v, below(rng, v), -1, -1, s, rng, NEVER, -1): return -1
+        if not settle_rule(w, w.rules[n + v - main], v, below(rng, v), -1, -1, s, rng, NEVER, -1):
+            return -1
     return main

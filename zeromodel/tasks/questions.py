@@ -22,75 +22,110 @@ from .records import is_forward
 
 # %% ../../nbs/tasks/questions.ipynb #cell-06
 class AuditError(ValueError):
-    "Records or files that cannot be audited; the message says which and why."
+    """Records or files that cannot be audited; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Question:
-    "One variable that a problem asks for, and what is known about it."
+    """One variable that a problem asks for, and what is known about it."""
+
     problem: Problem
     variable: str
     answer: int
     level: int
-    dial: str                        # depth, tau or laps
+    dial: str  # depth, tau or laps
     difficulty: int
-    order: str                       # forward: every rule reads only what is listed before it; random otherwise
+    order: str  # forward: every rule reads only what is listed before it; random otherwise
     text: str
 
     @property
-    def group(self) -> tuple[int, str]: return self.level, self.dial
+    def group(self) -> tuple[int, str]:
+        return self.level, self.dial
+
     @cached_property
-    def tokens(self) -> list[str]: return tokens(self.text)
+    def tokens(self) -> list[str]:
+        return tokens(self.text)
+
     @cached_property
-    def path(self) -> list[Rule]: return needed_rules(self.problem, self.variable)
+    def path(self) -> list[Rule]:
+        return needed_rules(self.problem, self.variable)
+
     @cached_property
-    def loop(self) -> "LoopMap": return LoopMap(self.problem)
+    def loop(self) -> "LoopMap":
+        return LoopMap(self.problem)
+
     @cached_property
-    def values(self) -> dict[str, int]: return solve(self.problem).values
+    def values(self) -> dict[str, int]:
+        return solve(self.problem).values
 
 # %% ../../nbs/tasks/questions.ipynb #cell-07
 def values_after(problem: Problem, k: int) -> dict[str, int]:
-    "All values after `k` laps, whatever is asked for."
+    """All values after `k` laps, whatever is asked for."""
     return next(islice(laps(problem), k, None))
 
 
 def tokens(text: str) -> list[str]:
-    "Names, numbers, operators and marks of a text; the words of a natural-language one."
+    """Names, numbers, operators and marks of a text; the words of a natural-language one."""
     return re.findall(r"=\?|\w+|[^\w\s]", text)
 
 
 def needed_rules(problem: Problem, variable: str) -> list[Rule]:
-    "The rules that `variable` depends on, itself first, then what they read, level by level; initial values left out."
+    """The rules that `variable` depends on, itself first, then what they read, level by level;
+    initial values left out.
+    """
     found, todo = {}, [variable]
     for v in todo:
-        if v in found or v not in problem.definitions: continue
+        if v in found or v not in problem.definitions:
+            continue
         found[v] = problem.definitions[v]
         todo += found[v].reads
     return list(found.values())
 
-
 # %% ../../nbs/tasks/questions.ipynb #cell-10
 def record_questions(record: dict) -> list[Question]:
-    "The questions that a sample record asks. Raises `KeyError` for a missing field, `ValueError`."
+    """The questions that a sample record asks. Raises `KeyError` for a missing field,
+    `ValueError`.
+    """
     problem = parse(record["text"])
-    if len(record["answer"]) != len(problem.query): raise AuditError(f"asks for {len(problem.query)} variables and has {len(record['answer'])} answers")
+    if len(record["answer"]) != len(problem.query):
+        raise AuditError(
+            f"asks for {len(problem.query)} variables and has {len(record['answer'])} answers"
+        )
     depth, order, found = depths(problem), "forward" if is_forward(problem) else "random", []
-    for v, answer in zip(problem.query, record["answer"]):
-        if problem.laps is not None: dial, difficulty = "laps", problem.laps
-        elif relevant(problem, (v,)).isdisjoint(problem.seeds): dial, difficulty = "depth", depth[v]
-        else: dial, difficulty = "tau", record["tau"]
-        found.append(Question(problem, v, int(answer), int(record["level"]), dial, int(difficulty), order, record["text"]))
+    for v, answer in zip(problem.query, record["answer"], strict=True):
+        if problem.laps is not None:
+            dial, difficulty = "laps", problem.laps
+        elif relevant(problem, (v,)).isdisjoint(problem.seeds):
+            dial, difficulty = "depth", depth[v]
+        else:
+            dial, difficulty = "tau", record["tau"]
+        found.append(
+            Question(
+                problem,
+                v,
+                int(answer),
+                int(record["level"]),
+                dial,
+                int(difficulty),
+                order,
+                record["text"],
+            )
+        )
     return found
 
 
 def questions(records: Iterable[dict], name: str = "records") -> list[Question]:
-    "The questions that the sample records of split `name` ask, in order. Raises `AuditError`."
+    """The questions that the sample records of split `name` ask, in order. Raises `AuditError`."""
     found = []
     for r in tqdm(records, desc=f"reading {name}", delay=2, unit="record"):
-        try: found += record_questions(r)
-        except KeyError as e: raise AuditError(f"{name}, record {r.get('id', '?')}: has no {e}") from None
-        except (TypeError, ValueError) as e: raise AuditError(f"{name}, record {r.get('id', '?')}: {e}") from None
-    if not found: raise AuditError(f"{name}: no records")
+        try:
+            found += record_questions(r)
+        except KeyError as e:
+            raise AuditError(f"{name}, record {r.get('id', '?')}: has no {e}") from None
+        except (TypeError, ValueError) as e:
+            raise AuditError(f"{name}, record {r.get('id', '?')}: {e}") from None
+    if not found:
+        raise AuditError(f"{name}: no records")
     return found
 
 # %% ../../nbs/tasks/questions.ipynb #cell-15
@@ -98,15 +133,26 @@ ARRAY_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%":
 
 
 class LoopMap:
-    "What the laps make of every state of the seeds. States are numbered; `fixed` are those that stay, `basin` how many end in each of them."
+    """What the laps make of every state of the seeds.
+
+    States are numbered; `fixed` are those that stay, `basin` how many end in each of them.
+    """
+
     def __init__(self, problem: Problem):
         m, seeds = problem.modulus, problem.seeds
-        self.values = {v: x % m for v, x in problem.initial.items()} | dict(zip(seeds, np.indices((m,) * len(seeds)).reshape(len(seeds), -1)))
+        self.values = {v: x % m for v, x in problem.initial.items()} | dict(
+            zip(seeds, np.indices((m,) * len(seeds)).reshape(len(seeds), -1), strict=True)
+        )
         self.states = m ** len(seeds)
-        for v in problem.order: self.values[v] = self.apply(problem.definitions[v], m)
-        after = np.ravel_multi_index([np.broadcast_to(self.apply(problem.definitions[s], m), self.states) for s in seeds], (m,) * len(seeds))
+        for v in problem.order:
+            self.values[v] = self.apply(problem.definitions[v], m)
+        after = np.ravel_multi_index(
+            [np.broadcast_to(self.apply(problem.definitions[s], m), self.states) for s in seeds],
+            (m,) * len(seeds),
+        )
         self.fixed, end = np.flatnonzero(after == np.arange(self.states)), after
-        for _ in range(self.states.bit_length()): end = end[end]
+        for _ in range(self.states.bit_length()):
+            end = end[end]
         self.basin = np.bincount(end, minlength=self.states)[self.fixed]
 
     def apply(self, rule: Rule, modulus: int) -> np.ndarray:
@@ -114,5 +160,5 @@ class LoopMap:
         return ARRAY_OPERATORS[rule.operator](left, right) % modulus
 
     def read(self, variable: str, state: int) -> int:
-        "The value of `variable` in a state, one lap's evaluation from its seeds."
+        """The value of `variable` in a state, one lap's evaluation from its seeds."""
         return int(np.broadcast_to(self.values[variable], self.states)[state])

@@ -13,24 +13,42 @@ from .causal_loop import Problem, canonical_hash, depths, relevant, solve, trace
 
 # %% ../../nbs/tasks/records.ipynb #cell-05
 def is_forward(problem: Problem) -> bool:
-    "Whether every rule reads only variables that were given a rule before it."
+    """Whether every rule reads only variables that were given a rule before it."""
     seen = set()
     for rule in problem.rules:
-        if not seen.issuperset(rule.reads): return False
+        if not seen.issuperset(rule.reads):
+            return False
         seen.add(rule.target)
     return True
 
 
 def sample(problem: Problem, level: int, id: str) -> dict:
-    "The record of one problem, ready for JSON. Raises `NeverSettles` when it has no answer."
+    """The record of one problem, ready for JSON. Raises `NeverSettles` when it has no answer."""
     solved, depth = solve(problem), depths(problem)
     names = problem.initial.keys() | problem.definitions.keys()
     return dict(
-        id=id, level=level, depth=max(depth[v] for v in problem.query), tau=solved.tau, laps=problem.laps, num_vars=len(names), num_rules=len(problem.rules),
-        num_distractors=len(names - relevant(problem, problem.query)), modulus=problem.modulus, forward=is_forward(problem), text=str(problem), query=list(problem.query),
-        answer=[solved.values[v] for v in problem.query], query_depth=[depth[v] for v in problem.query],
-        rules=[[r.target, str(r.left), r.operator, "" if r.right is None else str(r.right)] for r in problem.rules],
-        trace=trace(problem), hash=f"{canonical_hash(problem):016x}")
+        id=id,
+        level=level,
+        depth=max(depth[v] for v in problem.query),
+        tau=solved.tau,
+        laps=problem.laps,
+        num_vars=len(names),
+        num_rules=len(problem.rules),
+        num_distractors=len(names - relevant(problem, problem.query)),
+        modulus=problem.modulus,
+        forward=is_forward(problem),
+        text=str(problem),
+        query=list(problem.query),
+        answer=[solved.values[v] for v in problem.query],
+        query_depth=[depth[v] for v in problem.query],
+        rules=[
+            [r.target, str(r.left), r.operator, "" if r.right is None else str(r.right)]
+            for r in problem.rules
+        ],
+        trace=trace(problem),
+        hash=f"{canonical_hash(problem):016x}",
+    )
 
 # %% ../../nbs/tasks/records.ipynb #cell-09
-def read_jsonl(path: Path) -> list[dict]: return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

@@ -9,13 +9,16 @@ __all__ = ['MAX_LENGTH', 'find_answer', 'read_answer', 'read_truth', 'compute_sc
 import re
 from collections.abc import Mapping
 
-MAX_LENGTH = 100_000      # characters
+MAX_LENGTH = 100_000  # characters
 
 # %% ../../nbs/tasks/reward.ipynb #cell-06
 def find_answer(response: str, require_think: bool = True) -> str | None:
-    "What stands in the one `<answer>` after the last `</think>` of `response`, white space stripped; None when there is not exactly one."
+    """What stands in the one `<answer>` after the last `</think>` of `response`, white space
+    stripped; None when there is not exactly one.
+    """
     _, thought, tail = response.rpartition("</think>")
-    if require_think and not thought or tail.count("<answer>") != 1 or tail.count("</answer>") != 1: return None
+    if require_think and not thought or tail.count("<answer>") != 1 or tail.count("</answer>") != 1:
+        return None
     inside, closed, _ = tail.partition("<answer>")[2].partition("</answer>")
     return inside.strip() if closed else None
 
@@ -25,42 +28,85 @@ _VALUE = re.compile(rf"([A-Z])\s*=\s*({_INTEGER.pattern})")
 
 
 def read_answer(text: str) -> int | dict[str, int] | None:
-    "The number, or the values by name, that `text` states: `4` or `A=1, B=2`. None for anything else."
-    if _INTEGER.fullmatch(text): return int(text)
+    """The number, or the values by name, that `text` states: `4` or `A=1, B=2`.
+
+    None for anything else.
+    """
+    if _INTEGER.fullmatch(text):
+        return int(text)
     values = {}
     for item in text.split(","):
         m = _VALUE.fullmatch(item.strip())
-        if not m or m[1] in values: return None
+        if not m or m[1] in values:
+            return None
         values[m[1]] = int(m[2])
     return values
 
 # %% ../../nbs/tasks/reward.ipynb #cell-12
 def read_truth(truth) -> int | dict[str, int]:
-    "The ground truth (`4`, `'4'`, `[4]`, `'A=1, B=2'` or `{'A': 1, 'B': 2}`) as `read_answer` would state it. Raises `ValueError` when no answer can equal it."
-    value = truth.tolist() if hasattr(truth, "tolist") else truth         # numpy
-    if isinstance(value, (list, tuple)) and len(value) == 1: value = value[0]
-    if isinstance(value, Mapping): value = ", ".join(f"{name}={x}" for name, x in value.items())
+    """The ground truth (`4`, `'4'`, `[4]`, `'A=1, B=2'` or `{'A': 1, 'B': 2}`) as `read_answer`
+    would state it. Raises `ValueError` when no answer can equal it.
+    """
+    value = truth.tolist() if hasattr(truth, "tolist") else truth  # numpy
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}={x}" for name, x in value.items())
     read = read_answer(str(value).strip()) if type(value) in (int, str) else None
-    if read is None: raise ValueError(f"ground truth {truth!r}: expected an integer of at most 6 digits such as 4 or '4', or values by name such as 'A=1, B=2' or {{'A': 1, 'B': 2}}")
+    if read is None:
+        raise ValueError(
+            f"ground truth {truth!r}: expected an integer of at most 6 digits such as 4 or '4', or"
+            " values by name such as 'A=1, B=2' or {'A': 1, 'B': 2}"
+        )
     return next(iter(read.values())) if isinstance(read, dict) and len(read) == 1 else read
 
 # %% ../../nbs/tasks/reward.ipynb #cell-15
-def compute_score(data_source, solution_str: str, ground_truth, extra_info: Mapping | None = None, *, format_bonus: float = 0., require_think: bool = True, **kwargs) -> dict[str, float]:
-    """Score of one response, as verl calls it: `score`; `acc`, 1 when correct; `formatted`, 1 when there is one answer of the kind asked for.
+def compute_score(
+    data_source,
+    solution_str: str,
+    ground_truth,
+    extra_info: Mapping | None = None,
+    *,
+    format_bonus: float = 0.0,
+    require_think: bool = True,
+    **kwargs,
+) -> dict[str, float]:
+    """Score of one response, as verl calls it: `score`; `acc`, 1 when correct; `formatted`, 1 when
+    there is one answer of the kind asked for.
 
-    `solution_str` is the response, with or without its prompt in front (given as `extra_info["prompt"]` it is taken off first). `format_bonus`: what a wrong but readable answer scores.
-    `require_think=False` is for responses whose thought a server has already removed. Raises `ValueError` for a malformed `ground_truth`, never for a response."""
-    if not 0 <= format_bonus < 1: raise ValueError(f"format_bonus={format_bonus}: must be at least 0 and less than 1")
+    `solution_str` is the response, with or without its prompt in front (given as
+    `extra_info["prompt"]` it is taken off first). `format_bonus`: what a wrong but readable answer
+    scores. `require_think=False` is for responses whose thought a server has already removed.
+    Raises `ValueError` for a malformed `ground_truth`, never for a response.
+    """
+    if not 0 <= format_bonus < 1:
+        raise ValueError(f"format_bonus={format_bonus}: must be at least 0 and less than 1")
     truth, answer = read_truth(ground_truth), None
     if isinstance(solution_str, str):
-        if isinstance(extra_info, Mapping) and isinstance(prompt := extra_info.get("prompt"), str): solution_str = solution_str.removeprefix(prompt)
-        if len(solution_str) <= MAX_LENGTH and (text := find_answer(solution_str, require_think)) is not None: answer = read_answer(text)
+        if isinstance(extra_info, Mapping) and isinstance(prompt := extra_info.get("prompt"), str):
+            solution_str = solution_str.removeprefix(prompt)
+        if (
+            len(solution_str) <= MAX_LENGTH
+            and (text := find_answer(solution_str, require_think)) is not None
+        ):
+            answer = read_answer(text)
     correct, form = answer == truth, lambda x: x.keys() if isinstance(x, dict) else type(x)
     formatted = form(answer) == form(truth)
-    return {"score": 1. if correct else format_bonus * formatted, "acc": float(correct), "formatted": float(formatted)}
+    return {
+        "score": 1.0 if correct else format_bonus * formatted,
+        "acc": float(correct),
+        "formatted": float(formatted),
+    }
 
 # %% ../../nbs/tasks/reward.ipynb #cell-18
 def causal_loop_reward(completions: list, ground_truth: list, **columns) -> list[float]:
-    "Rewards of a batch, as TRL calls it: `completions` are texts or lists of messages, of which the last one counts; `ground_truth` is a column of the data set."
-    responses = (c if isinstance(c, str) else c[-1].get("content") if c else "" for c in completions)
-    return [compute_score("causal_loop", response, truth)["score"] for response, truth in zip(responses, ground_truth, strict=True)]
+    """Rewards of a batch, as TRL calls it: `completions` are texts or lists of messages, of
+    which the last one counts; `ground_truth` is a column of the data set.
+    """
+    responses = (
+        c if isinstance(c, str) else c[-1].get("content") if c else "" for c in completions
+    )
+    return [
+        compute_score("causal_loop", response, truth)["score"]
+        for response, truth in zip(responses, ground_truth, strict=True)
+    ]

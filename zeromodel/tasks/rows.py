@@ -12,107 +12,180 @@ from fastcore.basics import patch
 
 from .causal_loop import mix
 from .compiled import GOLDEN, absorb, below, kernel, shuffle
-from .kernels import INITIAL, MAX_SEEDS, NUMBER, PLUS, TIMES, Sizes, draw_acyclic, in_split, is_order_sensitive, sizes, work
+from zeromodel.tasks.kernels import (
+    INITIAL,
+    MAX_SEEDS,
+    NUMBER,
+    PLUS,
+    TIMES,
+    Sizes,
+    draw_acyclic,
+    in_split,
+    is_order_sensitive,
+    sizes,
+    work,
+)
 from .loops import catalogue, draw_any_loop, draw_simple_loop, has_held_out
-from .nested_loops import draw_nested_loop, draw_read_out, draw_settling_loop, settling_lap
+from zeromodel.tasks.nested_loops import (
+    draw_nested_loop,
+    draw_read_out,
+    draw_settling_loop,
+    settling_lap,
+)
 from .suites import SPLITS, Suite
 
 # %% ../../nbs/tasks/rows.ipynb #cell-05
 MAX_VARS = 26
-ROW = np.dtype([("hash", np.uint64), ("rules", np.uint8, (MAX_VARS + MAX_SEEDS, 4)), ("query", np.uint8, MAX_VARS), ("answer", np.uint8, MAX_VARS), ("query_depth", np.uint8, MAX_VARS), ("level", np.int16),
-                ("depth", np.int16), ("tau", np.int16), ("laps", np.int16), ("num_rules", np.int16), ("num_queries", np.int16), ("num_distractors", np.int16), ("forward", np.bool_)])
+ROW = np.dtype(
+    [
+        ("hash", np.uint64),
+        ("rules", np.uint8, (MAX_VARS + MAX_SEEDS, 4)),
+        ("query", np.uint8, MAX_VARS),
+        ("answer", np.uint8, MAX_VARS),
+        ("query_depth", np.uint8, MAX_VARS),
+        ("level", np.int16),
+        ("depth", np.int16),
+        ("tau", np.int16),
+        ("laps", np.int16),
+        ("num_rules", np.int16),
+        ("num_queries", np.int16),
+        ("num_distractors", np.int16),
+        ("forward", np.bool_),
+    ]
+)
 
 # %% ../../nbs/tasks/rows.ipynb #cell-07
 @kernel
 def draw_names(w, s, rng):
-    "Give the variables different names."
+    """Give the variables different names."""
     n = len(s.names)
-    for i in range(n): w.names[i] = s.names[i]
+    for i in range(n):
+        w.names[i] = s.names[i]
     for v in range(s.num_vars):
         j = v + below(rng, n - v)
         w.names[v], w.names[j] = w.names[j], w.names[v]
 
 
 @kernel
-def named(operand, w): return w.names[operand] if 0 <= operand < NUMBER else operand
+def named(operand, w):
+    return w.names[operand] if 0 <= operand < NUMBER else operand
 
 
 @kernel
 def write_rules(row, w, n, in_order, rng):
-    "Write the first `n` rules to `row`, in random order unless `in_order`, and note whether every rule reads only what has a rule above it."
-    for r in range(n): w.order[r] = r
-    if not in_order: shuffle(w.order, n, rng)
+    """Write the first `n` rules to `row`, in random order unless `in_order`, and note whether
+    every rule reads only what has a rule above it.
+    """
+    for r in range(n):
+        w.order[r] = r
+    if not in_order:
+        shuffle(w.order, n, rng)
     row.num_rules, forward, seen = n, True, 0
     for i in range(n):
         rule = w.rules[w.order[i]]
         for side in (1, 3):
-            if 0 <= rule[side] < NUMBER: forward &= (seen >> rule[side]) & 1 == 1
+            if 0 <= rule[side] < NUMBER:
+                forward &= (seen >> rule[side]) & 1 == 1
         seen |= 1 << rule[0]
-        row.rules[i, 0], row.rules[i, 1], row.rules[i, 2], row.rules[i, 3] = w.names[rule[0]], named(rule[1], w), rule[2], named(rule[3], w)
+        row.rules[i, 0], row.rules[i, 1], row.rules[i, 2], row.rules[i, 3] = (
+            w.names[rule[0]],
+            named(rule[1], w),
+            rule[2],
+            named(rule[3], w),
+        )
     row.forward = forward
 
 # %% ../../nbs/tasks/rows.ipynb #cell-09
 @kernel
 def write_queries(row, w, n, main, rng):
-    "Ask for variable `main`, or, when `n` > 1, for all `n` variables in random order. The hash is that of the sorted hashes."
-    for i in range(n): w.order[i] = i
-    if n == 1: w.order[0] = main
+    """Ask for variable `main`, or, when `n` > 1, for all `n` variables in random order.
+
+    The hash is that of the sorted hashes.
+    """
+    for i in range(n):
+        w.order[i] = i
+    if n == 1:
+        w.order[0] = main
     shuffle(w.order, n, rng)
     row.num_queries, row.depth = n, 0
     for i in range(n):
         v = w.order[i]
         row.query[i], row.answer[i], row.query_depth[i] = w.names[v], w.value[v], w.depth[v]
         row.depth = max(row.depth, w.depth[v])
-    for i in range(1, n):                          # insertion sort by hash
+    for i in range(1, n):  # insertion sort by hash
         v, j = w.order[i], i
         while j > 0 and w.hash[w.order[j - 1]] > w.hash[v]:
             w.order[j] = w.order[j - 1]
             j -= 1
         w.order[j] = v
     h = GOLDEN
-    for i in range(n): h = absorb(h, w.hash[w.order[i]])
+    for i in range(n):
+        h = absorb(h, w.hash[w.order[i]])
     row.hash = h
 
 # %% ../../nbs/tasks/rows.ipynb #cell-12
 @kernel
 def draw_chain_row(row, w, level, depth, in_order, s, rng):
-    "Levels 1 and 3. Whether the draw led to a problem."
+    """Levels 1 and 3. Whether the draw led to a problem."""
     main = draw_acyclic(w, level, depth, s, rng)
-    if main < 0: return False
+    if main < 0:
+        return False
     draw_names(w, s, rng)
     write_rules(row, w, s.num_vars, in_order, rng)
     write_queries(row, w, s.num_vars if s.ask_all else 1, main, rng)
     row.tau, row.laps, row.num_distractors = 0, -1, 0
-    for v in range(s.num_vars): row.num_distractors += not w.needed[v]
+    for v in range(s.num_vars):
+        row.num_distractors += not w.needed[v]
     return True
 
 # %% ../../nbs/tasks/rows.ipynb #cell-13
 @kernel
 def draw_loop_row(row, w, level, difficulty, counts_laps, in_order, s, rng, entries, ranges):
-    "Levels 2 and 4: settled after `difficulty` laps; or, when `counts_laps`, looked at after `difficulty` laps, whether it ever settles or not."
+    """Levels 2 and 4: settled after `difficulty` laps; or, when `counts_laps`, looked at after
+    `difficulty` laps, whether it ever settles or not.
+    """
     seeds, tau, laps = level // 2, difficulty, -1
-    if counts_laps: laps, length = difficulty, draw_any_loop(w, s, rng) if level == 2 else draw_nested_loop(w, s, rng)
-    else: length = draw_simple_loop(w, difficulty, s, rng, entries, ranges) if level == 2 else draw_settling_loop(w, difficulty, s, rng)
-    if length < 0: return False
-    if counts_laps: tau = settling_lap(w, seeds, length, s)
-    if counts_laps and 0 <= tau <= laps: return False          # what is asked for shall not be the settled state
+    if counts_laps:
+        laps, length = (
+            difficulty,
+            draw_any_loop(w, s, rng) if level == 2 else draw_nested_loop(w, s, rng),
+        )
+    else:
+        length = (
+            draw_simple_loop(w, difficulty, s, rng, entries, ranges)
+            if level == 2
+            else draw_settling_loop(w, difficulty, s, rng)
+        )
+    if length < 0:
+        return False
+    if counts_laps:
+        tau = settling_lap(w, seeds, length, s)
+    # what is asked for shall not be the settled state
+    if counts_laps and 0 <= tau <= laps:
+        return False
     main = draw_read_out(w, seeds, length, laps, s, rng)
-    if main < 0 or (s.needs_pair and not has_held_out(w, seeds, 2 * seeds + length + 1, s)): return False
+    if main < 0 or (s.needs_pair and not has_held_out(w, seeds, 2 * seeds + length + 1, s)):
+        return False
     draw_names(w, s, rng)
     write_rules(row, w, s.num_vars + seeds, in_order, rng)
     write_queries(row, w, 1, main, rng)
     row.tau, row.laps, row.num_distractors = tau, laps, s.num_vars - main - 1
-    if counts_laps: row.hash = absorb(absorb(GOLDEN, row.hash), np.uint64(laps))
+    if counts_laps:
+        row.hash = absorb(absorb(GOLDEN, row.hash), np.uint64(laps))
     return True
 
 # %% ../../nbs/tasks/rows.ipynb #cell-16
 @kernel
 def add(table, hash_):
-    "Add `hash_` to the set `table` (open addressing, a power of two of places, 0 is empty). Whether it is new."
+    """Add `hash_` to the set `table` (open addressing, a power of two of places, 0 is empty).
+
+    Whether it is new.
+    """
     mask = np.uint64(len(table) - 1)
     place = hash_ & mask
     while table[place] != 0:
-        if table[place] == hash_: return False
+        if table[place] == hash_:
+            return False
         place = (place + np.uint64(1)) & mask
     table[place] = hash_
     return True
@@ -121,62 +194,142 @@ def add(table, hash_):
 @kernel
 def add_all(table, hashes):
     for h in hashes:
-        if h != 0: add(table, h)
+        if h != 0:
+            add(table, h)
 
 # %% ../../nbs/tasks/rows.ipynb #13a52932
 ROUND, PLENTY = 256, 1 << 60
 
 
 @kernel
-def fill(rows, first, step, n, w, level, difficulty, counts_laps, forward, distinct, s, rng, entries, ranges, table, used, old, most_old):
-    "Write `n` problems to every `step`-th of `rows` from `first` on; a share `forward` of them lists its rules in order. Returns how many: fewer when the set `table` of hashes, `used` of them, is half full, when only old ones come, or when more than `most_old` of them, counted in `old` (int64 [1]), have come since the number of new ones was a multiple of `ROUND`."
+def fill(
+    rows,
+    first,
+    step,
+    n,
+    w,
+    level,
+    difficulty,
+    counts_laps,
+    forward,
+    distinct,
+    s,
+    rng,
+    entries,
+    ranges,
+    table,
+    used,
+    old,
+    most_old,
+):
+    """Write `n` problems to every `step`-th of `rows` from `first` on; a share `forward` of them
+    lists its rules in order. Returns how many: fewer when the set `table` of hashes, `used` of
+    them, is half full, when only old ones come, or when more than `most_old` of them, counted in
+    `old` (int64 [1]), have come since the number of new ones was a multiple of `ROUND`.
+    """
     done, misses, patience = 0, 0, 100_000 + 50 * used
-    while done < n and misses < patience and old[0] <= most_old and not (distinct and 2 * (used + done) >= len(table)):
+    while (
+        done < n
+        and misses < patience
+        and old[0] <= most_old
+        and not (distinct and 2 * (used + done) >= len(table))
+    ):
         row, in_order = rows[first + done * step], below(rng, 1 << 30) < forward * (1 << 30)
-        if level % 2: drawn = draw_chain_row(row, w, level, difficulty, in_order, s, rng)
-        else: drawn = draw_loop_row(row, w, level, difficulty, counts_laps, in_order, s, rng, entries, ranges)
+        if level % 2:
+            drawn = draw_chain_row(row, w, level, difficulty, in_order, s, rng)
+        else:
+            drawn = draw_loop_row(
+                row, w, level, difficulty, counts_laps, in_order, s, rng, entries, ranges
+            )
         row.level = level
         if drawn and (not distinct or add(table, row.hash)):
             done, misses, patience = done + 1, 0, patience + 50
-            if (used + done) % ROUND == 0: old[0] = 0
-        else: misses, old[0] = misses + 1, old[0] + drawn
+            if (used + done) % ROUND == 0:
+                old[0] = 0
+        else:
+            misses, old[0] = misses + 1, old[0] + drawn
     return done
 
 # %% ../../nbs/tasks/rows.ipynb #cell-20
 @kernel
 def count_chains(depth, s, path):
-    "How many different chains of `depth` rules belong to the split; `path` is scratch memory."
+    """How many different chains of `depth` rules belong to the split; `path` is scratch memory."""
     numbers, choices, found = s.modulus - 1, (s.modulus - 1) * len(s.operators), 0
     for start in range(s.modulus):
-        for program in range(choices ** depth):
+        for program in range(choices**depth):
             h, before, rest, allowed = s.start_hash[start], INITIAL, program, True
             for i in range(depth):
                 digit, rest = rest % choices, rest // choices
                 operator, number = s.operators[digit // numbers], s.number_hash[1 + digit % numbers]
-                allowed &= (before != s.held_out[0] or operator != s.held_out[1]) and (operator != TIMES or digit % numbers > 0)
+                allowed &= (before != s.held_out[0] or operator != s.held_out[1]) and (
+                    operator != TIMES or digit % numbers > 0
+                )
                 path[i] = operator
-                swap = (operator == PLUS or operator == TIMES) and h > number
-                h = absorb(absorb(s.operator_hash[operator], number), h) if swap else absorb(absorb(s.operator_hash[operator], h), number)
+                swap = (operator in (PLUS, TIMES)) and h > number
+                h = (
+                    absorb(absorb(s.operator_hash[operator], number), h)
+                    if swap
+                    else absorb(absorb(s.operator_hash[operator], h), number)
+                )
                 before = operator
-            found += allowed and in_split(h, s) and (not s.order_matters or is_order_sensitive(path, depth))
+            found += (
+                allowed
+                and in_split(h, s)
+                and (not s.order_matters or is_order_sensitive(path, depth))
+            )
     return found
 
 
 def existing(suite: Suite, s: Sizes, level: int, depth: int, most: int = 4_000_000) -> int | None:
-    "The number of different problems where it can be counted in no time: short chains with one query."
+    """The number of different problems where it can be counted in no time: short chains with one
+    query.
+    """
     choices = len(set(suite.operators)) * (suite.modulus - 1)
-    countable = level == 1 and suite.query == "one" and len(set(suite.operators)) == len(suite.operators) and not suite.needs_pair
-    return count_chains(depth, s, np.zeros(depth, np.int64)) if countable and suite.modulus * choices ** depth <= most else None
+    countable = (
+        level == 1
+        and suite.query == "one"
+        and len(set(suite.operators)) == len(suite.operators)
+        and not suite.needs_pair
+    )
+    return (
+        count_chains(depth, s, np.zeros(depth, np.int64))
+        if countable and suite.modulus * choices**depth <= most
+        else None
+    )
 
 # %% ../../nbs/tasks/rows.ipynb #2796161f
 class Stream:
-    "The problems of one level and difficulty of a suite, one after the other; the same for the same `seed`, in whatever portions they are taken."
-    def __init__(self, suite: Suite, split: str, level: int, difficulty: int, seed: int, forward: float = 0., distinct: bool = True):
+    """The problems of one level and difficulty of a suite, one after the other; the same for the
+    same `seed`, in whatever portions they are taken.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        split: str,
+        level: int,
+        difficulty: int,
+        seed: int,
+        forward: float = 0.0,
+        distinct: bool = True,
+    ):
         self.sizes = sizes(suite, split)
-        self.work, self.rng = work(self.sizes), np.array([mix(seed, SPLITS.index(split), level, difficulty)], np.uint64)
+        self.work, self.rng = (
+            work(self.sizes),
+            np.array([mix(seed, SPLITS.index(split), level, difficulty)], np.uint64),
+        )
         self.options = level, difficulty, suite.laps[1] > 0, forward, distinct
-        self.catalogue = catalogue(suite) if level == 2 and not suite.laps[1] else (np.zeros(0, np.int64), np.zeros((0, 2, 2, 2), np.int64))
-        self.table, self.drawn, self.distinct, self.exhausted = np.zeros(1024, np.uint64), 0, distinct, False
+        self.catalogue = (
+            catalogue(suite)
+            if level == 2 and not suite.laps[1]
+            else (np.zeros(0, np.int64), np.zeros((0, 2, 2, 2), np.int64))
+        )
+        self.table, self.drawn, self.distinct, self.exhausted = (
+            np.zeros(1024, np.uint64),
+            0,
+            distinct,
+            False,
+        )
         self.existing = existing(suite, self.sizes, level, difficulty) if distinct else None
         self.old, self.scarce = np.zeros(1, np.int64), False
 
@@ -187,21 +340,54 @@ class Stream:
 
 # %% ../../nbs/tasks/rows.ipynb #882e6c10
 @patch
-def put(self: Stream, rows: np.ndarray, first: int = 0, step: int = 1, patient: bool = False) -> int:
-    "Write the next problems to every `step`-th of `rows` from `first` on. Returns how many: fewer than have room, and `exhausted` is set, when no more different ones exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in three."
-    n, done = min(len(range(first, len(rows), step)), np.inf if self.existing is None else self.existing - self.drawn), 0
+def put(
+    self: Stream, rows: np.ndarray, first: int = 0, step: int = 1, patient: bool = False
+) -> int:
+    """Write the next problems to every `step`-th of `rows` from `first` on.
+
+    Returns how many: fewer than have room, and `exhausted` is set, when no more different ones
+    exist: by count, or since none came in 100,000 draws and 50 more for each one found. Unless
+    `patient` also fewer, and `scarce` is set, when new ones have become rare, less than one in
+    three.
+    """
+    n, done = (
+        min(
+            len(range(first, len(rows), step)),
+            np.inf if self.existing is None else self.existing - self.drawn,
+        ),
+        0,
+    )
     while done < n and not self.exhausted and (patient or not self.scarce):
-        if self.distinct and 2 * self.drawn >= len(self.table): self.grow()
-        new = fill(rows, first + done * step, step, n - done, self.work, *self.options, self.sizes, self.rng, *self.catalogue, self.table, self.drawn if self.distinct else 0, self.old, PLENTY if patient else 2 * ROUND)
+        if self.distinct and 2 * self.drawn >= len(self.table):
+            self.grow()
+        new = fill(
+            rows,
+            first + done * step,
+            step,
+            n - done,
+            self.work,
+            *self.options,
+            self.sizes,
+            self.rng,
+            *self.catalogue,
+            self.table,
+            self.drawn if self.distinct else 0,
+            self.old,
+            PLENTY if patient else 2 * ROUND,
+        )
         done, self.drawn = done + new, self.drawn + new
         self.scarce |= self.old[0] > 2 * ROUND
-        self.exhausted = done < n and not (self.distinct and 2 * self.drawn >= len(self.table)) and (patient or not self.scarce)
+        self.exhausted = (
+            done < n
+            and not (self.distinct and 2 * self.drawn >= len(self.table))
+            and (patient or not self.scarce)
+        )
     self.exhausted |= self.drawn == self.existing
     return done
 
 
 @patch
 def take(self: Stream, n: int, patient: bool = False) -> np.ndarray:
-    "The next `n` rows, or as many as `put` finds."
+    """The next `n` rows, or as many as `put` finds."""
     rows = np.zeros(n, ROW)
-    return rows[:self.put(rows, patient=patient)]
+    return rows[: self.put(rows, patient=patient)]

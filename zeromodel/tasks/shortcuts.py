@@ -21,187 +21,298 @@ from scipy.sparse import csr_matrix
 from .causal_loop import NeverSettles, Rule, depths, settle
 from .questions import Question, tokens, values_after
 
-Predictor = Callable[[list[Question], list[Question]], np.ndarray]     # (train, test) -> an answer per test question
-NO_GUESS = -1                                                          # where a shortcut has nothing to say
+# (train, test) -> an answer per test question
+Predictor = Callable[[list[Question], list[Question]], np.ndarray]
+NO_GUESS = -1  # where a shortcut has nothing to say
 
 
 def each(guess: Callable[[Question], int]) -> Predictor:
-    "The predictor that learns nothing and answers every question by itself."
+    """The predictor that learns nothing and answers every question by itself."""
     return lambda train, test: np.array([guess(q) for q in test])
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-06
 def initial_value(q: Question, variable: str | None = None) -> int:
-    "The initial value at the start of the path to the variable, by first operands."
+    """The initial value at the start of the path to the variable, by first operands."""
     v = variable or q.variable
-    while v not in q.problem.initial: v = q.problem.definitions[v].left
+    while v not in q.problem.initial:
+        v = q.problem.definitions[v].left
     return q.problem.initial[v] % q.problem.modulus
 
 
 def own_rule(q: Question, operand: Callable[[str], int]) -> int:
-    "The rule of the queried variable alone, with a guess for what it reads; its initial value when it has no rule."
+    """The rule of the queried variable alone, with a guess for what it reads; its initial value
+    when it has no rule.
+    """
     rule = q.problem.definitions.get(q.variable)
-    return rule({v: operand(v) for v in rule.reads}, q.problem.modulus) if rule else initial_value(q)
+    return (
+        rule({v: operand(v) for v in rule.reads}, q.problem.modulus) if rule else initial_value(q)
+    )
 
 
-def last_rule_of_start(q: Question) -> int: return own_rule(q, lambda v: initial_value(q, v))
+def last_rule_of_start(q: Question) -> int:
+    return own_rule(q, lambda v: initial_value(q, v))
 
 
 def last_line(q: Question) -> int:
-    "The rule that is listed last, of the initial value that is listed last; names and query are not looked at."
+    """The rule that is listed last, of the initial value that is listed last; names and query
+    are not looked at.
+    """
     rule = next((r for r in reversed(q.problem.rules) if r.operator), None)
     start = next(r.left for r in reversed(q.problem.rules) if not r.operator)
-    return rule(dict.fromkeys(rule.reads, start), q.problem.modulus) if rule else start % q.problem.modulus
+    return (
+        rule(dict.fromkeys(rule.reads, start), q.problem.modulus)
+        if rule
+        else start % q.problem.modulus
+    )
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-09
 def listed_order(q: Question) -> int:
-    "One pass through the rules from top to bottom; what is not known yet counts as 0."
+    """One pass through the rules from top to bottom; what is not known yet counts as 0."""
     values = {}
-    for r in q.problem.rules: values[r.target] = r({v: values.get(v, 0) for v in r.reads}, q.problem.modulus)
+    for r in q.problem.rules:
+        values[r.target] = r({v: values.get(v, 0) for v in r.reads}, q.problem.modulus)
     return values[q.variable]
 
 
 def names_ignored(q: Question) -> int:
-    "Every rule applied to the result of the line before, down to the last line of the queried variable."
+    """Every rule applied to the result of the line before, down to the last line of the queried
+    variable.
+    """
     value = answer = 0
     for r in q.problem.rules:
         value = r(dict.fromkeys(r.reads, value), q.problem.modulus)
-        if r.target == q.variable: answer = value
+        if r.target == q.variable:
+            answer = value
     return answer
 
 
 def pooled(rules: Iterable[Rule], start: int, modulus: int) -> tuple[int, int]:
-    "`start` times all factors plus all terms, and `start` plus all terms times all factors; second variables are left out."
+    """`start` times all factors plus all terms, and `start` plus all terms times all factors;
+    second variables are left out.
+    """
     factor, term = 1, 0
     for r in rules:
-        if not isinstance(r.right, int): continue
-        if r.operator == "*": factor *= r.right
-        else: term += {"+": 1, "-": -1, "%": 0}[r.operator] * r.right
+        if not isinstance(r.right, int):
+            continue
+        if r.operator == "*":
+            factor *= r.right
+        else:
+            term += {"+": 1, "-": -1, "%": 0}[r.operator] * r.right
     return (start * factor + term) % modulus, (start + term) * factor % modulus
 
 
-def factors_first(q: Question) -> int: return pooled(q.path, initial_value(q), q.problem.modulus)[0]
-def terms_first(q: Question) -> int: return pooled(q.path, initial_value(q), q.problem.modulus)[1]
+def factors_first(q: Question) -> int:
+    return pooled(q.path, initial_value(q), q.problem.modulus)[0]
+
+
+def terms_first(q: Question) -> int:
+    return pooled(q.path, initial_value(q), q.problem.modulus)[1]
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-12
-def stop_after(k: int) -> Predictor: return each(lambda q: values_after(q.problem, k)[q.variable])
-def seeds_at_zero(q: Question) -> int: return q.loop.read(q.variable, 0)
-def first_fixed_point(q: Question) -> int: return q.loop.read(q.variable, q.loop.fixed[0]) if len(q.loop.fixed) else NO_GUESS
-def largest_basin(q: Question) -> int: return q.loop.read(q.variable, q.loop.fixed[q.loop.basin.argmax()]) if len(q.loop.fixed) else NO_GUESS
+def stop_after(k: int) -> Predictor:
+    return each(lambda q: values_after(q.problem, k)[q.variable])
+
+
+def seeds_at_zero(q: Question) -> int:
+    return q.loop.read(q.variable, 0)
+
+
+def first_fixed_point(q: Question) -> int:
+    return q.loop.read(q.variable, q.loop.fixed[0]) if len(q.loop.fixed) else NO_GUESS
+
+
+def largest_basin(q: Question) -> int:
+    return (
+        q.loop.read(q.variable, q.loop.fixed[q.loop.basin.argmax()])
+        if len(q.loop.fixed)
+        else NO_GUESS
+    )
 
 
 def many_laps(q: Question) -> int:
-    "The settled value, if there is one."
-    try: return settle(q.problem).values[q.variable]
-    except NeverSettles: return NO_GUESS
+    """The settled value, if there is one."""
+    try:
+        return settle(q.problem).values[q.variable]
+    except NeverSettles:
+        return NO_GUESS
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-15
 def deepest_variable(q: Question) -> int:
-    "The value of the deepest variable; of several, the one that is listed last."
-    if len(q.problem.query) > 1: return NO_GUESS
+    """The value of the deepest variable; of several, the one that is listed last."""
+    if len(q.problem.query) > 1:
+        return NO_GUESS
     depth = depths(q.problem)
     return q.values[max((r.target for r in reversed(q.problem.rules)), key=depth.get)]
 
 
-def last_variable(q: Question) -> int: return q.values[q.problem.rules[-1].target] if len(q.problem.query) == 1 else NO_GUESS
+def last_variable(q: Question) -> int:
+    return q.values[q.problem.rules[-1].target] if len(q.problem.query) == 1 else NO_GUESS
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-18
 def answer_prior(train: list[Question], test: list[Question]) -> np.ndarray:
-    "The most frequent training answer of the level and difficulty; of the level where training is never as difficult."
+    """The most frequent training answer of the level and difficulty; of the level where training
+    is never as difficult.
+    """
     counts = {}
     for q in train:
-        for key in (q.group, (q.group, q.difficulty)): counts.setdefault(key, Counter())[q.answer] += 1
+        for key in (q.group, (q.group, q.difficulty)):
+            counts.setdefault(key, Counter())[q.answer] += 1
     best = {key: min(c, key=lambda a: (-c[a], a)) for key, c in counts.items()}
     return np.array([best.get((q.group, q.difficulty), best.get(q.group, NO_GUESS)) for q in test])
 
 
 def last_rule_of_prior(train: list[Question], test: list[Question]) -> np.ndarray:
-    "The rule of the queried variable, of the most frequent training answer."
-    return np.array([own_rule(q, lambda v, prior=prior: prior) for q, prior in zip(test, answer_prior(train, test).tolist())])
+    """The rule of the queried variable, of the most frequent training answer."""
+    return np.array(
+        [
+            own_rule(q, lambda v, prior=prior: prior)
+            for q, prior in zip(test, answer_prior(train, test).tolist(), strict=True)
+        ]
+    )
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-20
 Features = Callable[[Question], list[Hashable]]
 MOST_FEATURES = 2000
 
 
-def bags(train: list[Question], test: list[Question], features: Features) -> tuple[csr_matrix, csr_matrix]:
-    "How often each feature occurs in each question, [questions, features] for train and test: the features most frequent in train."
+def bags(
+    train: list[Question], test: list[Question], features: Features
+) -> tuple[csr_matrix, csr_matrix]:
+    """How often each feature occurs in each question, [questions, features] for train and test:
+    the features most frequent in train.
+    """
     found = [[features(q) for q in qs] for qs in (train, test)]
     common = Counter(f for bag in found[0] for f in dict.fromkeys(bag)).most_common(MOST_FEATURES)
     column = {f: i for i, (f, _) in enumerate(common)}
+
     def matrix(rows):
-        i, j = np.array([(i, column[f]) for i, bag in enumerate(rows) for f in bag if f in column], int).reshape(-1, 2).T
+        i, j = (
+            np.array(
+                [(i, column[f]) for i, bag in enumerate(rows) for f in bag if f in column], int
+            )
+            .reshape(-1, 2)
+            .T
+        )
         return csr_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(column)))
+
     return matrix(found[0]), matrix(found[1])
 
 
 def by_level(learner: Predictor) -> Predictor:
-    "Train `learner` on each level by itself; no guess where training has no such level."
+    """Train `learner` on each level by itself; no guess where training has no such level."""
+
     def predict(train, test):
         guesses = np.full(len(test), NO_GUESS)
         for group in {q.group for q in test} & {q.group for q in train}:
             rows = [i for i, q in enumerate(test) if q.group == group]
             guesses[rows] = learner([q for q in train if q.group == group], [test[i] for i in rows])
         return guesses
+
     return predict
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-21
-def linear_probe(features: Features, ridge: float = 1.) -> Predictor:
-    "Least-squares classification of the answer from a bag of features."
+def linear_probe(features: Features, ridge: float = 1.0) -> Predictor:
+    """Least-squares classification of the answer from a bag of features."""
+
     def predict(train, test):
         x, y = bags(train, test, features)
         answers, code = np.unique([q.answer for q in train], return_inverse=True)
         mean, target = np.asarray(x.mean(0)).ravel(), np.eye(len(answers))[code]
         covariance = (x.T @ x).toarray() - len(train) * np.outer(mean, mean)
-        weights = np.linalg.solve(covariance + ridge * np.eye(len(mean)), x.T @ target - len(train) * np.outer(mean, target.mean(0)))
+        weights = np.linalg.solve(
+            covariance + ridge * np.eye(len(mean)),
+            x.T @ target - len(train) * np.outer(mean, target.mean(0)),
+        )
         return answers[(y @ weights - mean @ weights + target.mean(0)).argmax(1)]
+
     return by_level(predict)
 
 
 def nearest_neighbour(features: Features, chunk: int = 256) -> Predictor:
-    "The answer of the training question that shares most features; of several, their most frequent answer."
+    """The answer of the training question that shares most features; of several, their most
+    frequent answer.
+    """
+
     def predict(train, test):
         x, y = bags(train, test, features)
         answers, code = np.unique([q.answer for q in train], return_inverse=True)
         vote, guesses = np.eye(len(answers), dtype=np.float32)[code], []
         for first in range(0, y.shape[0], chunk):
-            shared = (y[first:first + chunk] @ x.T).toarray()
+            shared = (y[first : first + chunk] @ x.T).toarray()
             guesses.append((shared == shared.max(1, keepdims=True)).astype(np.float32) @ vote)
         return answers[np.concatenate(guesses).argmax(1)]
+
     return by_level(predict)
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-23
-def sums(rules: Iterable[Rule], start: int, q: Question) -> list: return list(zip(("factors first", "terms first"), pooled(rules, start, q.problem.modulus)))
-def text_sums(q: Question) -> list: return sums(q.problem.rules, sum(q.problem.initial.values()), q)
-def token_bag(q: Question) -> list: return [("asked", q.variable), *text_sums(q), *q.tokens]
-def bigram_bag(q: Question) -> list: return [("asked", q.variable), *pairwise(q.tokens)]
-def without_query(q: Question) -> list: return [*text_sums(q), *(text := tokens(q.text.rpartition(";")[0])), *pairwise(text)]
-def path_bag(q: Question) -> list: return [("start", initial_value(q)), *sums(q.path, initial_value(q), q), *((r.operator, r.right if isinstance(r.right, int) else "") for r in q.path)]
+def sums(rules: Iterable[Rule], start: int, q: Question) -> list:
+    return list(
+        zip(("factors first", "terms first"), pooled(rules, start, q.problem.modulus), strict=True)
+    )
+
+
+def text_sums(q: Question) -> list:
+    return sums(q.problem.rules, sum(q.problem.initial.values()), q)
+
+
+def token_bag(q: Question) -> list:
+    return [("asked", q.variable), *text_sums(q), *q.tokens]
+
+
+def bigram_bag(q: Question) -> list:
+    return [("asked", q.variable), *pairwise(q.tokens)]
+
+
+def without_query(q: Question) -> list:
+    return [*text_sums(q), *(text := tokens(q.text.rpartition(";")[0])), *pairwise(text)]
+
+
+def path_bag(q: Question) -> list:
+    return [
+        ("start", initial_value(q)),
+        *sums(q.path, initial_value(q), q),
+        *((r.operator, r.right if isinstance(r.right, int) else "") for r in q.path),
+    ]
 
 
 def path_in_order(q: Question) -> list:
-    "The rules of the path, names replaced by their distance from the query, and the initial values in the order in which they are met."
+    """The rules of the path, names replaced by their distance from the query, and the initial
+    values in the order in which they are met.
+    """
     place = {r.target: i for i, r in enumerate(q.path)}
-    rules = [(i, r.operator, *(place.get(x, "start") if isinstance(x, str) else str(x) for x in (r.left, r.right))) for i, r in enumerate(q.path)]
-    starts = dict.fromkeys(v for r in q.path for v in r.reads if v in q.problem.initial) or [q.variable]
+    rules = [
+        (
+            i,
+            r.operator,
+            *(place.get(x, "start") if isinstance(x, str) else str(x) for x in (r.left, r.right)),
+        )
+        for i, r in enumerate(q.path)
+    ]
+    starts = dict.fromkeys(v for r in q.path for v in r.reads if v in q.problem.initial) or [
+        q.variable
+    ]
     return rules + [("start", i, q.problem.initial[v]) for i, v in enumerate(starts)]
 
 # %% ../../nbs/tasks/shortcuts.ipynb #cell-26
 EVERY, LOOPS = ("depth", "tau", "laps"), ("tau", "laps")
-STOPS = (0, 1, 2, 4)           # laps
+STOPS = (0, 1, 2, 4)  # laps
 SHORTCUTS: dict[str, tuple[Predictor, tuple[str, ...]]] = {
     "answer prior": (answer_prior, EVERY),
     "initial value": (each(initial_value), EVERY),
     "last rule of the prior": (last_rule_of_prior, EVERY),
     "last rule of the initial value": (each(last_rule_of_start), EVERY),
     "last line": (each(last_line), EVERY),
-    "listed order": (each(listed_order), EVERY), "names ignored": (each(names_ignored), EVERY),
-    "factors first": (each(factors_first), ("depth",)), "terms first": (each(terms_first), ("depth",)),
+    "listed order": (each(listed_order), EVERY),
+    "names ignored": (each(names_ignored), EVERY),
+    "factors first": (each(factors_first), ("depth",)),
+    "terms first": (each(terms_first), ("depth",)),
     **{f"stop after {k} laps": (stop_after(k), LOOPS) for k in STOPS},
     "many laps": (each(many_laps), ("laps",)),
     "seeds at zero": (each(seeds_at_zero), LOOPS),
     "first fixed point": (each(first_fixed_point), LOOPS),
     "largest basin": (each(largest_basin), LOOPS),
-    "deepest variable": (each(deepest_variable), EVERY), "last variable": (each(last_variable), EVERY),
+    "deepest variable": (each(deepest_variable), EVERY),
+    "last variable": (each(last_variable), EVERY),
     "query removed": (linear_probe(without_query), EVERY),
     "bag of tokens": (linear_probe(token_bag), EVERY),
     "bag of bigrams": (linear_probe(bigram_bag), EVERY),

@@ -17,91 +17,173 @@ LEVELS = {1: "chain", 2: "loop", 3: "joins", 4: "nested loops"}
 
 
 class RequestError(ValueError):
-    "A request for problems that cannot be met; the message says why, and what can be asked for."
+    """A request for problems that cannot be met; the message says why, and what can be asked
+    for.
+    """
 
 # %% ../../nbs/tasks/suites.ipynb #cell-06
-def is_prime(n: int) -> bool: return n > 1 and all(n % d for d in range(2, int(n ** .5) + 1))
+def is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))
 
 
 def check_sizes(suite: "Suite"):
-    "Raises `ValueError` for a suite that has no problems, or whose problems could not be drawn."
+    """Raises `ValueError` for a suite that has no problems, or whose problems could not be
+    drawn.
+    """
     least = suite.depths[1] + suite.num_chains
     rules = [
-        (3 <= suite.modulus <= 97 and is_prime(suite.modulus), f"modulus={suite.modulus}: must be a prime from 3 to 97"),
-        (set(suite.operators) <= set("+-*") and suite.operators, f"operators='{suite.operators}': must be some of +, -, *"),
-        (not suite.order_matters or ("*" in suite.operators and set(suite.operators) & set("+-")), f"operators='{suite.operators}': order_matters needs a product and a sum"),
-        (suite.num_chains >= 2 or not suite.apart, f"num_chains={suite.num_chains}: apart needs at least 2"),
-        (suite.num_vars > least, f"num_vars={suite.num_vars}: must be more than depth + num_chains = {least}, or the deepest problems would all look alike"),
-        (suite.query == "one" or suite.num_vars <= suite.num_chains * (suite.depths[1] + 1), f"num_vars={suite.num_vars}: too many for {suite.num_chains} chains of depth {suite.depths[1]}"),
-        (suite.num_vars <= len(suite.names), f"num_vars={suite.num_vars}: only {len(suite.names)} names")]
+        (
+            3 <= suite.modulus <= 97 and is_prime(suite.modulus),
+            f"modulus={suite.modulus}: must be a prime from 3 to 97",
+        ),
+        (
+            set(suite.operators) <= set("+-*") and suite.operators,
+            f"operators='{suite.operators}': must be some of +, -, *",
+        ),
+        (
+            not suite.order_matters
+            or ("*" in suite.operators and set(suite.operators) & set("+-")),
+            f"operators='{suite.operators}': order_matters needs a product and a sum",
+        ),
+        (
+            suite.num_chains >= 2 or not suite.apart,
+            f"num_chains={suite.num_chains}: apart needs at least 2",
+        ),
+        (
+            suite.num_vars > least,
+            (
+                f"num_vars={suite.num_vars}: must be more than depth + num_chains = {least}, or the"
+                " deepest problems would all look alike"
+            ),
+        ),
+        (
+            suite.query == "one" or suite.num_vars <= suite.num_chains * (suite.depths[1] + 1),
+            (
+                f"num_vars={suite.num_vars}: too many for {suite.num_chains} chains of depth"
+                f" {suite.depths[1]}"
+            ),
+        ),
+        (
+            suite.num_vars <= len(suite.names),
+            f"num_vars={suite.num_vars}: only {len(suite.names)} names",
+        ),
+    ]
     for holds, complaint in rules:
-        if not holds: raise ValueError(complaint)
+        if not holds:
+            raise ValueError(complaint)
 
 # %% ../../nbs/tasks/suites.ipynb #cell-07
 @dataclass(frozen=True)
 class Suite:
-    "The sizes of a family of problems. Raises `ValueError` for impossible ones."
-    modulus: int                     # every value is reduced into 0..modulus-1; a prime
-    num_vars: int                    # variables in a problem, distractors included
-    num_names: int                   # size of the vocabulary, whose names are the first letters
-    depths: tuple[int, int]          # shallowest and deepest query of levels 1 and 3
-    taus: dict[int, tuple[int, int]] = field(hash=False)      # fastest and slowest loop, for levels 2 and 4
-    holdout_depth: int               # queries at least this deep are never shared between splits
-    query: str = "one"               # "one": the end of the main path; "all": every variable of levels 1 and 3
-    num_chains: int = 2              # initial values of levels 1 and 3, the same at every depth
-    operators: str = "+-*"           # drawn with equal chance; one that is named twice is twice as frequent
-    apart: bool = True               # levels 1 and 3: between the two ends of the path stands a line of another chain, even in forward order
-    order_matters: bool = True       # level 1: sums and products alternate at least twice, so that rules cannot be applied in any order
-    names: str = ""                  # the letters that are used; all of the vocabulary when empty
-    held_out_pair: str = ""          # an operator and the one applied to its result: never drawn ...
-    needs_pair: bool = False         # ... or always somewhere on the way to the answer
-    laps: tuple[int, int] = (0, 0)   # ask for the value after so many laps instead of the settled one (levels 2 and 4)
+    """The sizes of a family of problems. Raises `ValueError` for impossible ones."""
+
+    modulus: int  # every value is reduced into 0..modulus-1; a prime
+    num_vars: int  # variables in a problem, distractors included
+    num_names: int  # size of the vocabulary, whose names are the first letters
+    depths: tuple[int, int]  # shallowest and deepest query of levels 1 and 3
+    # fastest and slowest loop, for levels 2 and 4
+    taus: dict[int, tuple[int, int]] = field(hash=False)
+    holdout_depth: int  # queries at least this deep are never shared between splits
+    query: str = "one"  # "one": the end of the main path; "all": every variable of levels 1 and 3
+    num_chains: int = 2  # initial values of levels 1 and 3, the same at every depth
+    operators: str = "+-*"  # drawn with equal chance; one that is named twice is twice as frequent
+    # levels 1 and 3: between the two ends of the path stands a line of another chain, even in
+    # forward order
+    apart: bool = True
+    # level 1: sums and products alternate at least twice, so that rules cannot be applied in any
+    # order
+    order_matters: bool = True
+    names: str = ""  # the letters that are used; all of the vocabulary when empty
+    held_out_pair: str = ""  # an operator and the one applied to its result: never drawn ...
+    needs_pair: bool = False  # ... or always somewhere on the way to the answer
+    # ask for the value after so many laps instead of the settled one (levels 2 and 4)
+    laps: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
-        object.__setattr__(self, "names", self.names or ascii_uppercase[:self.num_names])
+        object.__setattr__(self, "names", self.names or ascii_uppercase[: self.num_names])
         check_sizes(self)
 
 # %% ../../nbs/tasks/suites.ipynb #cell-10
 def difficulties(suite: Suite, level: int) -> range:
-    "The depths (levels 1 and 3), settling times or laps (levels 2 and 4) of `suite`."
-    low, high = suite.depths if level in (1, 3) else suite.laps if suite.laps[1] else suite.taus[level]
+    """The depths (levels 1 and 3), settling times or laps (levels 2 and 4) of `suite`."""
+    low, high = (
+        suite.depths if level in (1, 3) else suite.laps if suite.laps[1] else suite.taus[level]
+    )
     return range(low, high + 1)
 
 # %% ../../nbs/tasks/suites.ipynb #cell-13
 SUITES = {
-    "nano": Suite(modulus=5, num_vars=5, num_names=6, depths=(1, 2), taus={2: (1, 2), 4: (1, 3)}, holdout_depth=2, query="all", operators="++--*", apart=False, order_matters=False),
-    "standard": Suite(modulus=17, num_vars=12, num_names=26, depths=(1, 8), taus={2: (1, 6), 4: (1, 16)}, holdout_depth=1, names=ascii_uppercase[:20], held_out_pair="-*"),
+    "nano": Suite(
+        modulus=5,
+        num_vars=5,
+        num_names=6,
+        depths=(1, 2),
+        taus={2: (1, 2), 4: (1, 3)},
+        holdout_depth=2,
+        query="all",
+        operators="++--*",
+        apart=False,
+        order_matters=False,
+    ),
+    "standard": Suite(
+        modulus=17,
+        num_vars=12,
+        num_names=26,
+        depths=(1, 8),
+        taus={2: (1, 6), 4: (1, 16)},
+        holdout_depth=1,
+        names=ascii_uppercase[:20],
+        held_out_pair="-*",
+    ),
 }
 
 # %% ../../nbs/tasks/suites.ipynb #cell-17
 def variants(name: str) -> dict[str, Suite]:
-    "The out-of-distribution suites beside suite `name`."
+    """The out-of-distribution suites beside suite `name`."""
     s, nano = SUITES[name], name == "nano"
-    found = {"deeper": replace(s, num_vars=6, depths=(3, 3)) if nano else replace(s, num_vars=20, depths=(9, 16)),
-             "wider": replace(s, num_vars=6 if nano else 20),
-             "k_laps": replace(s, laps=(1, 3) if nano else (1, 8))}
-    if nano: return found
-    return found | {"slower": replace(s, taus={2: (7, 9), 4: (17, 24)}), "pairs": replace(s, needs_pair=True), "names": replace(s, names=ascii_uppercase[14:])}
+    found = {
+        "deeper": replace(s, num_vars=6, depths=(3, 3))
+        if nano
+        else replace(s, num_vars=20, depths=(9, 16)),
+        "wider": replace(s, num_vars=6 if nano else 20),
+        "k_laps": replace(s, laps=(1, 3) if nano else (1, 8)),
+    }
+    if nano:
+        return found
+    return found | {
+        "slower": replace(s, taus={2: (7, 9), 4: (17, 24)}),
+        "pairs": replace(s, needs_pair=True),
+        "names": replace(s, names=ascii_uppercase[14:]),
+    }
 
 
 def suite_named(name: str) -> Suite:
-    "`standard`, `nano`, or one beside them such as `standard/deeper`. Raises `RequestError` with the names that exist."
+    """`standard`, `nano`, or one beside them such as `standard/deeper`.
+
+    Raises `RequestError` with the names that exist.
+    """
     base, _, variant = name.partition("/")
     known = {f"{b}/{v}": s for b in SUITES for v, s in variants(b).items()} | SUITES
-    if name not in known: raise RequestError(f"suite '{name}': must be one of {', '.join(sorted(known))}")
+    if name not in known:
+        raise RequestError(f"suite '{name}': must be one of {', '.join(sorted(known))}")
     return known[name]
 
 # %% ../../nbs/tasks/suites.ipynb #cell-22
 SPLITS = ("train", "validation", "test")
-BUCKETS = {"test": range(0, 4), "validation": range(4, 5), "train": range(5, 16)}      # by the four highest bits of the hash
+# by the four highest bits of the hash
+BUCKETS = {"test": range(0, 4), "validation": range(4, 5), "train": range(5, 16)}
 
 
 def split_of(hash_: int) -> str:
-    "The split in which a question with this canonical hash may be asked."
+    """The split in which a question with this canonical hash may be asked."""
     return next(split for split, buckets in BUCKETS.items() if hash_ >> 60 in buckets)
 
 
 def splits_of(problem, suite: Suite) -> set[str]:
-    "The splits of the queries of `problem` that are deep enough to be held out."
+    """The splits of the queries of `problem` that are deep enough to be held out."""
     hashes, depth = canonical_hashes(problem), depths(problem)
-    return {split_of(hashes[v]) for v in problem.query if problem.seeds or depth[v] >= suite.holdout_depth}
+    return {
+        split_of(hashes[v])
+        for v in problem.query
+        if problem.seeds or depth[v] >= suite.holdout_depth
+    }

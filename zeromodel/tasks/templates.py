@@ -19,120 +19,249 @@ from typing import NamedTuple
 from .causal_loop import Problem, ProblemError, Rule, parse, trace
 
 # %% ../../nbs/tasks/templates.ipynb #cell-06
-@dataclass(frozen=True, eq=False)      # equal only to itself, so that it can be a key
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that it can be a key
 class Template:
-    "One way to word a problem, as format strings. A text is: opening, lines, closing, what a lap is (only when there are seeds, or laps are counted), question."
+    """One way to word a problem, as format strings.
+
+    A text is: opening, lines, closing, what a lap is (only when there are seeds, or laps are
+    counted), question.
+    """
+
     name: str
-    opening: str       # {modulus}, {largest}: one less
-    separator: str     # between two lines; occurs in none of them
-    constant: str      # {target} {value}: an initial value that stays
-    start: str         # {target} {value}: the initial value of a seed
-    rule: str          # {target} {expression}
-    update: str        # {target} {expression}: the recurrence of a seed
-    operators: dict    # "+", "-", "*", "%": {left} {right}
-    closing: str       # after the last line
-    lap: str           # hold the seeds, evaluate all others, update the seeds at once
-    settle: str        # ... until nothing changes any more,
-    count: str         # ... or {laps} times
-    question: str      # {queries}
+    opening: str  # {modulus}, {largest}: one less
+    separator: str  # between two lines; occurs in none of them
+    constant: str  # {target} {value}: an initial value that stays
+    start: str  # {target} {value}: the initial value of a seed
+    rule: str  # {target} {expression}
+    update: str  # {target} {expression}: the recurrence of a seed
+    operators: dict  # "+", "-", "*", "%": {left} {right}
+    closing: str  # after the last line
+    lap: str  # hold the seeds, evaluate all others, update the seeds at once
+    settle: str  # ... until nothing changes any more,
+    count: str  # ... or {laps} times
+    question: str  # {queries}
     held_out: bool = False
 
     def line(self, operator: str, seed: bool) -> str:
-        "The phrase of a line: {target} and {value}, or {target}, {left} and {right}."
-        if not operator: return self.start if seed else self.constant
-        return (self.update if seed else self.rule).format(target="{target}", expression=self.operators[operator])
+        """The phrase of a line: {target} and {value}, or {target}, {left} and {right}."""
+        if not operator:
+            return self.start if seed else self.constant
+        return (self.update if seed else self.rule).format(
+            target="{target}", expression=self.operators[operator]
+        )
 
 # %% ../../nbs/tasks/templates.ipynb #cell-08
 PROSE = Template(
     "prose",
-    opening="All arithmetic is modulo {modulus}: only the remainder after division by {modulus} is kept. In no particular order, the rules are: ",
-    separator="; ", closing=". ",
-    constant="{target} is {value}", start="{target} starts at {value}",
-    rule="{target} is {expression}", update="after each lap {target} becomes {expression}",
-    operators={"+": "{left} plus {right}", "-": "{left} minus {right}", "*": "{left} times {right}", "%": "the remainder of {left} divided by {right}"},
-    lap="In a lap, every variable that has a start is held, all others are worked out, and then the held ones are updated, all at the same moment. ",
-    settle="Laps follow each other until nothing changes any more. ", count="The number of laps is {laps}; after them the others are worked out once more. ",
-    question="What is the value of {queries}?")
+    opening=(
+        "All arithmetic is modulo {modulus}: only the remainder after division by {modulus} is"
+        " kept. In no particular order, the rules are: "
+    ),
+    separator="; ",
+    closing=". ",
+    constant="{target} is {value}",
+    start="{target} starts at {value}",
+    rule="{target} is {expression}",
+    update="after each lap {target} becomes {expression}",
+    operators={
+        "+": "{left} plus {right}",
+        "-": "{left} minus {right}",
+        "*": "{left} times {right}",
+        "%": "the remainder of {left} divided by {right}",
+    },
+    lap=(
+        "In a lap, every variable that has a start is held, all others are worked out, and then the"
+        " held ones are updated, all at the same moment. "
+    ),
+    settle="Laps follow each other until nothing changes any more. ",
+    count="The number of laps is {laps}; after them the others are worked out once more. ",
+    question="What is the value of {queries}?",
+)
 
 EQUATIONS = Template(
     "equations",
-    opening="Compute with the integers modulo {modulus}, that is, with 0 to {largest}. The order of the equations means nothing.\n\n",
-    separator="\n", closing="\n\n",
-    constant="{target} = {value}", start="{target}(0) = {value}",
-    rule="{target} = {expression}", update="{target}(next) = {expression}",
-    operators={"+": "{left} + {right}", "-": "{left} - {right}", "*": "{left} * {right}", "%": "({left} mod {right})"},
-    lap="A letter with a value at 0 and a next value is a state: keep all states fixed, compute all other letters, then move all states to their next values together. ",
-    settle="Iterate until this changes nothing any more. ", count="Number of iterations: {laps}; then compute the other letters from the last states. ",
-    question="Solve for {queries}.")
+    opening=(
+        "Compute with the integers modulo {modulus}, that is, with 0 to {largest}. The order of the"
+        " equations means nothing.\n\n"
+    ),
+    separator="\n",
+    closing="\n\n",
+    constant="{target} = {value}",
+    start="{target}(0) = {value}",
+    rule="{target} = {expression}",
+    update="{target}(next) = {expression}",
+    operators={
+        "+": "{left} + {right}",
+        "-": "{left} - {right}",
+        "*": "{left} * {right}",
+        "%": "({left} mod {right})",
+    },
+    lap=(
+        "A letter with a value at 0 and a next value is a state: keep all states fixed, compute all"
+        " other letters, then move all states to their next values together. "
+    ),
+    settle="Iterate until this changes nothing any more. ",
+    count="Number of iterations: {laps}; then compute the other letters from the last states. ",
+    question="Solve for {queries}.",
+)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-11
 CELLS = Template(
     "cells",
-    opening="The cells of a sheet hold numbers from 0 to {largest}; whatever is larger or negative is reduced modulo {modulus}. Cells may refer to cells further down.\n- ",
-    separator="\n- ", closing="\n",
-    constant="cell {target} holds {value}", start="cell {target} holds {value} at first",
-    rule="cell {target} shows {expression}", update="cell {target} is overwritten with {expression} at every refresh",
-    operators={"+": "the sum of {left} and {right}", "-": "{left} less {right}", "*": "the product of {left} and {right}", "%": "what is left of {left} after division by {right}"},
-    lap="At a refresh the cells that will be overwritten keep their content while all others are recalculated; then they are overwritten, all at once. ",
-    settle="The sheet is refreshed until no cell changes any more. ", count="Refreshes in total: {laps}, followed by a last recalculation of the others. ",
-    question="What do you read in {queries}?")
+    opening=(
+        "The cells of a sheet hold numbers from 0 to {largest}; whatever is larger or negative is"
+        " reduced modulo {modulus}. Cells may refer to cells further down.\n- "
+    ),
+    separator="\n- ",
+    closing="\n",
+    constant="cell {target} holds {value}",
+    start="cell {target} holds {value} at first",
+    rule="cell {target} shows {expression}",
+    update="cell {target} is overwritten with {expression} at every refresh",
+    operators={
+        "+": "the sum of {left} and {right}",
+        "-": "{left} less {right}",
+        "*": "the product of {left} and {right}",
+        "%": "what is left of {left} after division by {right}",
+    },
+    lap=(
+        "At a refresh the cells that will be overwritten keep their content while all others are"
+        " recalculated; then they are overwritten, all at once. "
+    ),
+    settle="The sheet is refreshed until no cell changes any more. ",
+    count="Refreshes in total: {laps}, followed by a last recalculation of the others. ",
+    question="What do you read in {queries}?",
+)
 
 LET = Template(
     "let",
-    opening="We count modulo {modulus}, with the numbers 0 to {largest} only. A letter may be used before it is introduced. ",
-    separator=". ", closing=". ",
-    constant="Let {target} be {value}", start="Let {target} be {value} to begin with",
-    rule="Let {target} be {expression}", update="With every pass let {target} become {expression}",
-    operators={"+": "{left} increased by {right}", "-": "{left} decreased by {right}", "*": "{left} multiplied by {right}", "%": "{left} modulo {right}"},
-    lap="A pass takes the letters that become something as they are, finds all others from them, and only then gives them their new values, all together. ",
-    settle="Passes are made for as long as anything changes. ", count="Passes to be made: {laps}; the others are then found one last time. ",
-    question="Find {queries}.")
+    opening=(
+        "We count modulo {modulus}, with the numbers 0 to {largest} only. A letter may be used"
+        " before it is introduced. "
+    ),
+    separator=". ",
+    closing=". ",
+    constant="Let {target} be {value}",
+    start="Let {target} be {value} to begin with",
+    rule="Let {target} be {expression}",
+    update="With every pass let {target} become {expression}",
+    operators={
+        "+": "{left} increased by {right}",
+        "-": "{left} decreased by {right}",
+        "*": "{left} multiplied by {right}",
+        "%": "{left} modulo {right}",
+    },
+    lap=(
+        "A pass takes the letters that become something as they are, finds all others from them,"
+        " and only then gives them their new values, all together. "
+    ),
+    settle="Passes are made for as long as anything changes. ",
+    count="Passes to be made: {laps}; the others are then found one last time. ",
+    question="Find {queries}.",
+)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-14
 ORDERS = Template(
     "orders",
-    opening="Follow these orders, in whatever sequence works, with remainders modulo {modulus} (0 to {largest}) only.\n* ",
-    separator="\n* ", closing="\n",
-    constant="Set {target} to {value}.", start="Begin with {target} set to {value}.",
-    rule="Obtain {target} by {expression}.", update="In each round, replace {target} by the result of {expression}.",
-    operators={"+": "adding {right} to {left}", "-": "subtracting {right} from {left}", "*": "multiplying {left} by {right}", "%": "dividing {left} by {right} and keeping the remainder"},
-    lap="A round leaves what is to be replaced untouched until everything else has been obtained, and then makes all replacements simultaneously. ",
-    settle="Go on with rounds until a round changes nothing. ", count="Rounds to go: {laps}; obtain everything else once more after them. ",
-    question="Report {queries}.")
+    opening=(
+        "Follow these orders, in whatever sequence works, with remainders modulo {modulus} (0 to"
+        " {largest}) only.\n* "
+    ),
+    separator="\n* ",
+    closing="\n",
+    constant="Set {target} to {value}.",
+    start="Begin with {target} set to {value}.",
+    rule="Obtain {target} by {expression}.",
+    update="In each round, replace {target} by the result of {expression}.",
+    operators={
+        "+": "adding {right} to {left}",
+        "-": "subtracting {right} from {left}",
+        "*": "multiplying {left} by {right}",
+        "%": "dividing {left} by {right} and keeping the remainder",
+    },
+    lap=(
+        "A round leaves what is to be replaced untouched until everything else has been obtained,"
+        " and then makes all replacements simultaneously. "
+    ),
+    settle="Go on with rounds until a round changes nothing. ",
+    count="Rounds to go: {laps}; obtain everything else once more after them. ",
+    question="Report {queries}.",
+)
 
 PROGRAM = Template(
     "program",
     opening="# all values are integers modulo {modulus}; statements may stand in any order\n",
-    separator="\n", closing="\n",
-    constant="const {target} := {value}", start="state {target} := {value}",
-    rule="define {target} := {expression}", update="update {target} := {expression}",
-    operators={"+": "add({left}, {right})", "-": "sub({left}, {right})", "*": "mul({left}, {right})", "%": "rem({left}, {right})"},
+    separator="\n",
+    closing="\n",
+    constant="const {target} := {value}",
+    start="state {target} := {value}",
+    rule="define {target} := {expression}",
+    update="update {target} := {expression}",
+    operators={
+        "+": "add({left}, {right})",
+        "-": "sub({left}, {right})",
+        "*": "mul({left}, {right})",
+        "%": "rem({left}, {right})",
+    },
     lap="# one step: freeze every state, evaluate every definition, then run all updates at once\n",
-    settle="# steps are run until no value changes any more\n", count="# steps to run: {laps}, and then every definition once more\n",
-    question="# wanted: {queries}")
+    settle="# steps are run until no value changes any more\n",
+    count="# steps to run: {laps}, and then every definition once more\n",
+    question="# wanted: {queries}",
+)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-17
 DIALS = Template(
     "dials",
-    opening="A machine has dials marked 0 to {largest}; turned past the last mark they begin again at 0 (modulo {modulus}). How it is built, part by part: ",
-    separator=", ", closing=". ",
-    constant="dial {target} is stuck at {value}", start="dial {target} stands at {value} when switched on",
-    rule="dial {target} always points to {expression}", update="on every tick dial {target} jumps to {expression}",
-    operators={"+": "{left} and {right} added up", "-": "{left} with {right} taken off", "*": "{left} taken {right} times over", "%": "the rest when {left} is shared out in groups of {right}"},
-    lap="During a tick the jumping dials wait until all others point where they should, and then jump in the same instant. ",
-    settle="The machine ticks until no dial moves any more. ", count="The machine ticks this often: {laps}; the other dials follow once more after that. ",
-    question="Where do you find {queries}?", held_out=True)
+    opening=(
+        "A machine has dials marked 0 to {largest}; turned past the last mark they begin again at 0"
+        " (modulo {modulus}). How it is built, part by part: "
+    ),
+    separator=", ",
+    closing=". ",
+    constant="dial {target} is stuck at {value}",
+    start="dial {target} stands at {value} when switched on",
+    rule="dial {target} always points to {expression}",
+    update="on every tick dial {target} jumps to {expression}",
+    operators={
+        "+": "{left} and {right} added up",
+        "-": "{left} with {right} taken off",
+        "*": "{left} taken {right} times over",
+        "%": "the rest when {left} is shared out in groups of {right}",
+    },
+    lap=(
+        "During a tick the jumping dials wait until all others point where they should, and then"
+        " jump in the same instant. "
+    ),
+    settle="The machine ticks until no dial moves any more. ",
+    count="The machine ticks this often: {laps}; the other dials follow once more after that. ",
+    question="Where do you find {queries}?",
+    held_out=True,
+)
 
 LEDGER = Template(
     "ledger",
     opening="Ledger (entries unordered, amounts modulo {modulus})\n",
-    separator="\n", closing="\n---\n",
-    constant="{target}: {value}, for good", start="{target}: {value}, opening balance",
-    rule="{target}: {expression}", update="{target}: {expression}, on closing the day",
-    operators={"+": "{left} together with {right}", "-": "{left} after paying out {right}", "*": "{left} counted {right} times", "%": "what remains when {left} is paid out in lots of {right}"},
-    lap="Through the day an entry with an opening balance does not change while the rest is filled in from it; closing the day changes all such entries at one stroke. ",
-    settle="Day follows day until a day leaves the ledger as it was. ", count="Days: {laps}; on the morning after, the rest is filled in again. ",
-    question="Balance of {queries}:", held_out=True)
+    separator="\n",
+    closing="\n---\n",
+    constant="{target}: {value}, for good",
+    start="{target}: {value}, opening balance",
+    rule="{target}: {expression}",
+    update="{target}: {expression}, on closing the day",
+    operators={
+        "+": "{left} together with {right}",
+        "-": "{left} after paying out {right}",
+        "*": "{left} counted {right} times",
+        "%": "what remains when {left} is paid out in lots of {right}",
+    },
+    lap=(
+        "Through the day an entry with an opening balance does not change while the rest is filled"
+        " in from it; closing the day changes all such entries at one stroke. "
+    ),
+    settle="Day follows day until a day leaves the ledger as it was. ",
+    count="Days: {laps}; on the morning after, the rest is filled in again. ",
+    question="Balance of {queries}:",
+    held_out=True,
+)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-19
 TEMPLATES = {t.name: t for t in (PROSE, EQUATIONS, CELLS, LET, ORDERS, PROGRAM, DIALS, LEDGER)}
@@ -140,118 +269,201 @@ TRAIN = tuple(name for name, t in TEMPLATES.items() if not t.held_out)
 HELD_OUT = tuple(name for name, t in TEMPLATES.items() if t.held_out)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-23
-def word_list(names: tuple[str, ...]) -> str: return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def word_list(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def ending(template: Template, looping: bool, laps: int | None) -> str:
-    "What stands between the lines and the question."
-    if not looping: return template.closing
-    return template.closing + template.lap + (template.settle if laps is None else template.count.format(laps=laps))
+    """What stands between the lines and the question."""
+    if not looping:
+        return template.closing
+    return (
+        template.closing
+        + template.lap
+        + (template.settle if laps is None else template.count.format(laps=laps))
+    )
 
 
 def render(problem: Problem, template: Template) -> str:
-    "`problem` in the words of `template`."
-    lines = (template.line(r.operator, r.target in problem.seeds).format(target=r.target, value=r.left, left=r.left, right=r.right) for r in problem.rules)
-    return (template.opening.format(modulus=problem.modulus, largest=problem.modulus - 1) + template.separator.join(lines)
-            + ending(template, bool(problem.seeds) or problem.laps is not None, problem.laps) + template.question.format(queries=word_list(problem.query)))
+    """`problem` in the words of `template`."""
+    lines = (
+        template.line(r.operator, r.target in problem.seeds).format(
+            target=r.target, value=r.left, left=r.left, right=r.right
+        )
+        for r in problem.rules
+    )
+    return (
+        template.opening.format(modulus=problem.modulus, largest=problem.modulus - 1)
+        + template.separator.join(lines)
+        + ending(template, bool(problem.seeds) or problem.laps is not None, problem.laps)
+        + template.question.format(queries=word_list(problem.query))
+    )
 
 # %% ../../nbs/tasks/templates.ipynb #cell-30
 NUMBER, NAME = "[0-9]+", "[A-Z]"
-FIELDS = dict(modulus=NUMBER, largest=NUMBER, laps=NUMBER, value=NUMBER, target=NAME, left=NAME, right=f"{NAME}|{NUMBER}", queries=f"{NAME}(?:, {NAME})*(?: and {NAME})?")
+FIELDS = dict(
+    modulus=NUMBER,
+    largest=NUMBER,
+    laps=NUMBER,
+    value=NUMBER,
+    target=NAME,
+    left=NAME,
+    right=f"{NAME}|{NUMBER}",
+    queries=f"{NAME}(?:, {NAME})*(?: and {NAME})?",
+)
 
 
 def pattern(phrase: str) -> str:
-    "The regular expression of all that the format string `phrase` can write, with a named group for each field."
+    """The regular expression of all that the format string `phrase` can write, with a named
+    group for each field.
+    """
     parts, seen = [], set()
     for literal, field, _, _ in Formatter().parse(phrase):
         parts.append(re.escape(literal))
-        if field: parts.append(f"(?P={field})" if field in seen else f"(?P<{field}>{FIELDS[field]})")
+        if field:
+            parts.append(f"(?P={field})" if field in seen else f"(?P<{field}>{FIELDS[field]})")
         seen.add(field)
     return "".join(parts)
 
 
 @cache
 def patterns(template: Template) -> tuple[re.Pattern, re.Pattern, dict[str, list[re.Pattern]]]:
-    "What `template` is recognised by, how its texts are divided, and how its lines look, by operator."
+    """What `template` is recognised by, how its texts are divided, and how its lines look, by
+    operator.
+    """
     escape, opening = re.escape, pattern(template.opening)
     after = f"(?:{escape(template.lap)}(?:{escape(template.settle)}|{pattern(template.count)}))?{pattern(template.question)}"
-    lines = {operator: [re.compile(pattern(template.line(operator, seed))) for seed in (False, True)] for operator in ("", *"+-*%")}
-    return re.compile(opening), re.compile(f"{opening}(?P<lines>.*?){escape(template.closing)}{after}", re.DOTALL), lines
+    lines = {
+        operator: [re.compile(pattern(template.line(operator, seed))) for seed in (False, True)]
+        for operator in ("", *"+-*%")
+    }
+    return (
+        re.compile(opening),
+        re.compile(f"{opening}(?P<lines>.*?){escape(template.closing)}{after}", re.DOTALL),
+        lines,
+    )
 
 # %% ../../nbs/tasks/templates.ipynb #cell-35
 class ParsedText(NamedTuple):
-    "What a text says: the problem, and the template that words it (None: canonical text)."
+    """What a text says: the problem, and the template that words it (None: canonical text)."""
+
     problem: Problem
     template: Template | None
 
 
 def parse_line(text: str, template: Template) -> Rule:
-    "The rule that a line of `template` says. Raises `ProblemError`."
+    """The rule that a line of `template` says. Raises `ProblemError`."""
     for operator, choices in patterns(template)[2].items():
         for m in filter(None, (choice.fullmatch(text) for choice in choices)):
-            if not operator: return Rule(m["target"], int(m["value"]))
-            return Rule(m["target"], m["left"], operator, m["right"] if m["right"].isalpha() else int(m["right"]))
+            if not operator:
+                return Rule(m["target"], int(m["value"]))
+            return Rule(
+                m["target"],
+                m["left"],
+                operator,
+                m["right"] if m["right"].isalpha() else int(m["right"]),
+            )
     example = template.line("+", False).format(target="A", left="B", right=2)
-    raise ProblemError(f"template '{template.name}', line {text[:60]!r}: expected for example {example!r}")
+    raise ProblemError(
+        f"template '{template.name}', line {text[:60]!r}: expected for example {example!r}"
+    )
 
 
 def check_same(text: str, again: str, what: str):
-    "Raises `ProblemError` when `text` is not, character by character, what its content is written as."
+    """Raises `ProblemError` when `text` is not, character by character, what its content is
+    written as.
+    """
     i = len(commonprefix([text, again]))
-    if text != again: raise ProblemError(f"{what}, character {i}: expected {again[i:i + 20]!r}, found {text[i:i + 20]!r}")
+    if text != again:
+        raise ProblemError(
+            f"{what}, character {i}: expected {again[i : i + 20]!r}, found {text[i : i + 20]!r}"
+        )
 
 # %% ../../nbs/tasks/templates.ipynb #cell-37
 def parse_words(text: str, template: Template) -> ParsedText:
-    "The problem worded by `template`. Raises `ProblemError`."
+    """The problem worded by `template`. Raises `ProblemError`."""
     m = patterns(template)[1].fullmatch(text)
-    if not m: raise ProblemError(f"template '{template.name}': expected at the end for example {template.question.format(queries='A')!r}, found {text[-40:]!r}")
+    if not m:
+        raise ProblemError(
+            f"template '{template.name}': expected at the end for example"
+            f" {template.question.format(queries='A')!r}, found {text[-40:]!r}"
+        )
     rules = tuple(parse_line(line, template) for line in m["lines"].split(template.separator))
-    problem = Problem(int(m["modulus"]), rules, tuple(re.findall(NAME, m["queries"])), m["laps"] and int(m["laps"]))
+    problem = Problem(
+        int(m["modulus"]),
+        rules,
+        tuple(re.findall(NAME, m["queries"])),
+        m["laps"] and int(m["laps"]),
+    )
     check_same(text, render(problem, template), f"template '{template.name}'")
     return ParsedText(problem, template)
 
 
 def parse_text(text: str) -> ParsedText:
-    "The problem that canonical `text`, or a text in the words of any template, is about. Raises `ProblemError`, which says where it is wrong, for everything that `render` or `str` would not write."
-    if number := re.search("[0-9]{10}", text): raise ProblemError(f"'{number[0]}...', character {number.start()}: numbers have at most 9 digits")
+    """The problem that canonical `text`, or a text in the words of any template, is about.
+
+    Raises `ProblemError`, which says where it is wrong, for everything that `render` or `str` would
+    not write.
+    """
+    if number := re.search("[0-9]{10}", text):
+        raise ProblemError(
+            f"'{number[0]}...', character {number.start()}: numbers have at most 9 digits"
+        )
     for template in TEMPLATES.values():
-        if patterns(template)[0].match(text): return parse_words(text, template)
-    if not text.startswith("mod "): raise ProblemError(f"{text[:60]!r}: expected 'mod M. RULE, RULE; VAR=?' or the opening of one of the templates {', '.join(TEMPLATES)}")
-    if not text.isprintable(): raise ProblemError(f"{text[:60]!r}: canonical text is one line of plain characters")
+        if patterns(template)[0].match(text):
+            return parse_words(text, template)
+    if not text.startswith("mod "):
+        raise ProblemError(
+            f"{text[:60]!r}: expected 'mod M. RULE, RULE; VAR=?' or the opening of one of the"
+            f" templates {', '.join(TEMPLATES)}"
+        )
+    if not text.isprintable():
+        raise ProblemError(f"{text[:60]!r}: canonical text is one line of plain characters")
     return ParsedText(parse(text), None)
 
 # %% ../../nbs/tasks/templates.ipynb #cell-43
-INSTRUCTION = ("Think first and then answer, in this form: <think>your reasoning</think><answer>your answer</answer>. "
-               "The answer is a number; when several values are asked for, it is a list such as A=1, B=2.")
+INSTRUCTION = (
+    "Think first and then answer, in this form: <think>your reasoning</think><answer>your"
+    " answer</answer>. The answer is a number; when several values are asked for, it is a list such"
+    " as A=1, B=2."
+)
 
 
 def chat_prompt(text: str) -> list[dict[str, str]]:
-    "The messages that put the problem `text` to a chat model."
+    """The messages that put the problem `text` to a chat model."""
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
 
 
 def plain_prompt(text: str) -> str:
-    "The problem `text` with the instruction, for models without a chat format."
+    """The problem `text` with the instruction, for models without a chat format."""
     return f"{text}\n\n{INSTRUCTION}\n"
 
 
 def statement(prompt: str | list[dict[str, str]]) -> str:
-    "The problem text inside a plain or a chat prompt: what `parse_text` reads."
-    return prompt.removesuffix(plain_prompt("")) if isinstance(prompt, str) else next(m["content"] for m in prompt if m["role"] == "user")
+    """The problem text inside a plain or a chat prompt: what `parse_text` reads."""
+    return (
+        prompt.removesuffix(plain_prompt(""))
+        if isinstance(prompt, str)
+        else next(m["content"] for m in prompt if m["role"] == "user")
+    )
 
 # %% ../../nbs/tasks/templates.ipynb #cell-47
 def answer_text(query: tuple[str, ...], answer: tuple[int, ...]) -> str:
-    "`4` for one query, `A=1, B=2` for several."
-    return str(answer[0]) if len(query) == 1 else ", ".join(f"{v}={x}" for v, x in zip(query, answer, strict=True))
+    """`4` for one query, `A=1, B=2` for several."""
+    return (
+        str(answer[0])
+        if len(query) == 1
+        else ", ".join(f"{v}={x}" for v, x in zip(query, answer, strict=True))
+    )
 
 
 def response_text(trace: str, query: tuple[str, ...], answer: tuple[int, ...]) -> str:
-    "The response with this thought and this answer."
+    """The response with this thought and this answer."""
     return f"<think>{trace}</think><answer>{answer_text(query, answer)}</answer>"
 
 
 def ideal_response(problem: Problem) -> str:
-    "Every value of every lap, and the values that are asked for. Raises `NeverSettles`."
+    """Every value of every lap, and the values that are asked for. Raises `NeverSettles`."""
     steps = trace(problem)
     values = dict(step.split("=") for step in steps.split(" | ")[-1].split(" "))
     return response_text(steps, problem.query, tuple(int(values[v]) for v in problem.query))

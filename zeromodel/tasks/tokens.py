@@ -15,7 +15,8 @@ import numpy as np
 from .causal_loop import Problem, depths, solve, trace
 from .suites import Suite
 
-if TYPE_CHECKING: from transformers import PreTrainedTokenizerFast
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # %% ../../nbs/tasks/tokens.ipynb #cell-05
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
@@ -23,67 +24,135 @@ MARKS = ("mod", ".", ",", ";", "=", "=?", "+", "-", "*", "%", "|")
 
 
 def vocabulary(modulus: int, num_names: int = 26) -> list[str]:
-    "The symbols of a suite: special tokens, marks, the numbers 0..`modulus`, the first `num_names` letters."
-    return [*SPECIAL.values(), *MARKS, *map(str, range(modulus + 1)), *map(chr, range(ord("A"), ord("A") + num_names))]
+    """The symbols of a suite: special tokens, marks, the numbers 0..`modulus`, the first
+    `num_names` letters.
+    """
+    return [
+        *SPECIAL.values(),
+        *MARKS,
+        *map(str, range(modulus + 1)),
+        *map(chr, range(ord("A"), ord("A") + num_names)),
+    ]
 
 
 def make_tokenizer(modulus: int, num_names: int = 26) -> "PreTrainedTokenizerFast":
-    "The tokenizer of a suite, with its `vocabulary`."
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers     # here, since transformers takes seconds to load
+    """The tokenizer of a suite, with its `vocabulary`."""
+    # here, since transformers takes seconds to load
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(vocabulary(modulus, num_names))}, unk_token=SPECIAL["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"mod|\d+|[A-Z]|=\?|[-+*%=.,;|]"), behavior="isolated")])
+
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {s: i for i, s in enumerate(vocabulary(modulus, num_names))},
+            unk_token=SPECIAL["unk_token"],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"mod|\d+|[A-Z]|=\?|[-+*%=.,;|]"), behavior="isolated"),
+        ]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 # %% ../../nbs/tasks/tokens.ipynb #cell-08
 IGNORE = -100
-FORMATS = ("parallel", "generative", "cot", "words")      # how a problem is put to a model: see the answers
+# how a problem is put to a model: see the answers
+FORMATS = ("parallel", "generative", "cot", "words")
 
 
 def encode(problems: list[Problem], tokenizer: "PreTrainedTokenizerFast") -> dict[str, np.ndarray]:
-    "Encode `problems` in the parallel format, padded on the right: `input_ids`, `attention_mask`, `labels`, `query_depth`, all [number of problems, length]."
+    """Encode `problems` in the parallel format, padded on the right: `input_ids`,
+    `attention_mask`, `labels`, `query_depth`, all [number of problems, length].
+    """
     eos = tokenizer.eos_token
-    batch = tokenizer([f"{p}{eos}" for p in problems], padding=True, return_tensors="np", return_token_type_ids=False)
+    batch = tokenizer(
+        [f"{p}{eos}" for p in problems],
+        padding=True,
+        return_tensors="np",
+        return_token_type_ids=False,
+    )
     input_ids = batch["input_ids"]
     labels, query_depth = np.full_like(input_ids, IGNORE), np.full_like(input_ids, -1)
-    numbers = np.array(tokenizer.convert_tokens_to_ids([str(i) for i in range(problems[0].modulus)]))
+    numbers = np.array(
+        tokenizer.convert_tokens_to_ids([str(i) for i in range(problems[0].modulus)])
+    )
     for row, problem in enumerate(problems):
         values, depth = solve(problem).values, depths(problem)
         asked = input_ids[row] == tokenizer.convert_tokens_to_ids("=?")
         labels[row, asked] = numbers[[values[v] for v in problem.query]]
         query_depth[row, asked] = [depth[v] for v in problem.query]
-    return {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "labels": labels, "query_depth": query_depth}
+    return {
+        "input_ids": input_ids,
+        "attention_mask": batch["attention_mask"],
+        "labels": labels,
+        "query_depth": query_depth,
+    }
 
 
 def typical_length(suite: Suite) -> int:
-    "Tokens of a problem of levels 1 and 3 of `suite` in the parallel format: four for an initial value, six for a rule, two for a question."
-    return 4 + 4 * suite.num_chains + 6 * (suite.num_vars - suite.num_chains) + 2 * (suite.num_vars if suite.query == "all" else 1)
+    """Tokens of a problem of levels 1 and 3 of `suite` in the parallel format: four for an
+    initial value, six for a rule, two for a question.
+    """
+    return (
+        4
+        + 4 * suite.num_chains
+        + 6 * (suite.num_vars - suite.num_chains)
+        + 2 * (suite.num_vars if suite.query == "all" else 1)
+    )
 
 
 def score(logits, labels):
-    "Which positions [B,S] are asked for, and which of them are answered right by logits [B,S,V]; arrays or tensors, aligned with `labels`."
-    right = labels != labels        # all False, of the right kind
+    """Which positions [B,S] are asked for, and which of them are answered right by logits
+    [B,S,V]; arrays or tensors, aligned with `labels`.
+    """
+    right = labels != labels  # all False, of the right kind
     right[:, 1:] = logits[:, :-1].argmax(-1) == labels[:, 1:]
     return labels != IGNORE, right
 
 # %% ../../nbs/tasks/tokens.ipynb #cell-13
-def encode_generative(problems: list[Problem], tokenizer: "PreTrainedTokenizerFast", with_trace: bool = False) -> dict[str, np.ndarray]:
-    "Encode `problem; answers[EOS]`, or `problem; trace; answers[EOS]`, padded on the right: `input_ids`, `attention_mask`, `labels`, which begin behind the problem, `query_depth`, set where an answered value stands; all [number of problems, length]."
+def encode_generative(
+    problems: list[Problem], tokenizer: "PreTrainedTokenizerFast", with_trace: bool = False
+) -> dict[str, np.ndarray]:
+    """Encode `problem; answers[EOS]`, or `problem; trace; answers[EOS]`, padded on the right:
+    `input_ids`, `attention_mask`, `labels`, which begin behind the problem, `query_depth`, set
+    where an answered value stands; all [number of problems, length].
+    """
     prompts, responses = [f"{p};" for p in problems], []
     for p in problems:
         answers = " ".join(f"{v}={solve(p).values[v]}" for v in p.query)
-        responses.append(f"{trace(p)}; {answers}{tokenizer.eos_token}" if with_trace else answers + tokenizer.eos_token)
-    batch = tokenizer([f"{a} {b}" for a, b in zip(prompts, responses)], padding=True, return_tensors="np", return_token_type_ids=False)
+        responses.append(
+            f"{trace(p)}; {answers}{tokenizer.eos_token}"
+            if with_trace
+            else answers + tokenizer.eos_token
+        )
+    batch = tokenizer(
+        [f"{a} {b}" for a, b in zip(prompts, responses, strict=True)],
+        padding=True,
+        return_tensors="np",
+        return_token_type_ids=False,
+    )
     ids, mask = batch["input_ids"], batch["attention_mask"]
     before = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])[:, None]
     query_depth = np.full_like(ids, -1)
     for row, p in enumerate(problems):
-        end, depth = mask[row].sum() - 2, depths(p)              # the last value; each takes three tokens
-        for i, v in enumerate(reversed(p.query)): query_depth[row, end - 3 * i] = depth[v]
-    return {"input_ids": ids, "attention_mask": mask, "labels": np.where((np.arange(ids.shape[1]) >= before) & (mask == 1), ids, IGNORE), "query_depth": query_depth}
+        end, depth = mask[row].sum() - 2, depths(p)  # the last value; each takes three tokens
+        for i, v in enumerate(reversed(p.query)):
+            query_depth[row, end - 3 * i] = depth[v]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": np.where((np.arange(ids.shape[1]) >= before) & (mask == 1), ids, IGNORE),
+        "query_depth": query_depth,
+    }
 
 
 def read_generated(text: str) -> dict[str, int]:
-    "The answers in a generated `text`: the `VAR=value` pairs behind its last semicolon; nothing else counts."
-    return {pair[0]: int(pair[2:]) for pair in text.replace(" =", "=").replace("= ", "=").rpartition(";")[2].split() if re.fullmatch("[A-Z]=[0-9]+", pair)}
+    """The answers in a generated `text`: the `VAR=value` pairs behind its last semicolon;
+    nothing else counts.
+    """
+    return {
+        pair[0]: int(pair[2:])
+        for pair in text.replace(" =", "=").replace("= ", "=").rpartition(";")[2].split()
+        if re.fullmatch("[A-Z]=[0-9]+", pair)
+    }

@@ -25,36 +25,47 @@ from .questions import Question
 from .shortcuts import NO_GUESS, SHORTCUTS, STOPS, Predictor, answer_prior
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-06
-MARGIN = .02
+MARGIN = 0.02
 
 
-def wilson(right: np.ndarray, n: np.ndarray, confidence_level: float = .95) -> tuple[np.ndarray, np.ndarray]:
-    "Wilson's score interval of a proportion (Wilson 1927)."
+def wilson(
+    right: np.ndarray, n: np.ndarray, confidence_level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval of a proportion (Wilson 1927)."""
     z, p = stats.norm.ppf((1 + confidence_level) / 2), np.asarray(right) / n
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def questions_needed(modulus: int, margin: float = MARGIN) -> int:
-    "The least number of questions that shows an accuracy of exactly chance to be within `margin` of it."
+    """The least number of questions that shows an accuracy of exactly chance to be within
+    `margin` of it.
+    """
     n = np.arange(1, 100_000)
     return int(n[wilson(n / modulus, n)[1] <= 1 / modulus + margin][0])
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-09
 class Reason(NamedTuple):
-    "Why `shortcuts` may be right above chance, and how often: `ceiling(question)`, 0 where the reason does not apply."
+    """Why `shortcuts` may be right above chance, and how often: `ceiling(question)`, 0 where the
+    reason does not apply.
+    """
+
     shortcuts: tuple[str, ...]
     text: str
     ceiling: Callable[[Question], float]
 
 
 def or_chance(share: float, q: Question) -> float:
-    "The accuracy of being right in a `share` of cases and guessing in the others."
+    """The accuracy of being right in a `share` of cases and guessing in the others."""
     return share + (1 - share) / q.problem.modulus
 
 
-def spare_rules(q: Question) -> int: return len(q.problem.definitions.keys() - relevant(q.problem, (q.variable,)))
-def at(dial: str, difficulties: Iterable[int], share: float = 1.) -> Callable[[Question], float]: return lambda q: or_chance(share, q) if q.dial == dial and q.difficulty in difficulties else 0.
+def spare_rules(q: Question) -> int:
+    return len(q.problem.definitions.keys() - relevant(q.problem, (q.variable,)))
+
+
+def at(dial: str, difficulties: Iterable[int], share: float = 1.0) -> Callable[[Question], float]:
+    return lambda q: or_chance(share, q) if q.dial == dial and q.difficulty in difficulties else 0.0
 
 
 ANY = range(10**6)
@@ -62,120 +73,329 @@ PATH = ("factors first", "terms first", "bag of the path")
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-12
 REASONS = [
-    Reason(("initial value", "last rule of the prior", "last rule of the initial value", "listed order", "names ignored", *PATH, "path in order", "nearest neighbour"),
-           "at depth 0 the initial value is the answer", at("depth", [0])),
-    Reason(("query removed", "bag of tokens", "bag of bigrams"), "at depth 0 the answer is one of the few initial values", lambda q: or_chance(1 / len(q.problem.initial), q) if q.dial == "depth" and q.difficulty == 0 else 0.),
-    Reason(("last rule of the initial value",), "at depth 1 the last rule is the only one", at("depth", [1])),
-    Reason(PATH, "at depth 1 the path is one rule", lambda q: float(q.dial == "depth" and q.difficulty == 1 and isinstance(q.path[0].right, int))),
-    Reason(PATH, "two rules have two orders only, and whoever knows which rules belong to the path has followed it", at("depth", [2], 1 / 2)),
-    Reason(("initial value", "last rule of the initial value", "factors first", "terms first"), "a join with a variable that is 0 (or 1 in a product) changes nothing",
-           lambda q: or_chance(1 / q.problem.modulus, q) if q.dial == "depth" and any(len(set(r.reads)) == 2 for r in q.path) else 0.),
-    Reason(("last line",), "with few lines the last rule is often the one that is asked for", lambda q: or_chance(1 / (len(q.problem.definitions) * len(q.problem.initial)), q) if q.dial == "depth" and q.difficulty == 1 else 0.),
-    Reason(("listed order",), "in forward order this is the algorithm itself", lambda q: 1. if q.order == "forward" and (q.dial == "depth" or q.difficulty <= 1) else 0.),
-    Reason(("listed order",), "d + 1 lines in random order are in the right order once in (d + 1)!", lambda q: or_chance(1 / factorial(q.difficulty + 1), q) if q.dial == "depth" else 0.),
-    Reason(("listed order",), "the lines of one lap, four at least, are in the right order once in 4!", at("tau", [1], 1 / 24)),
-    Reason(("names ignored",), "the right line follows by luck", lambda q: or_chance(1 / len(q.problem.rules), q) if q.dial == "depth" and q.order == "random" else 0.),
-    *(Reason((f"stop after {k} laps",), "that is all the laps there are", lambda q, k=k: float(q.difficulty <= k)) for k in STOPS),
-    Reason(("largest basin", "first fixed point"), "half of the loops start in the largest basin, and of two fixed points any choice is right for half", at("tau", ANY, 1 / 2)),
-    Reason(("deepest variable",), "there are not many other rules to make a variable as deep", lambda q: or_chance(1 / (1 + spare_rules(q)), q)),
-    Reason(("last variable",), "the last line is the queried one by luck", lambda q: or_chance((1 if q.order == "random" else 1 + len(q.path)) / len(q.problem.rules), q)),
+    Reason(
+        (
+            "initial value",
+            "last rule of the prior",
+            "last rule of the initial value",
+            "listed order",
+            "names ignored",
+            *PATH,
+            "path in order",
+            "nearest neighbour",
+        ),
+        "at depth 0 the initial value is the answer",
+        at("depth", [0]),
+    ),
+    Reason(
+        ("query removed", "bag of tokens", "bag of bigrams"),
+        "at depth 0 the answer is one of the few initial values",
+        lambda q: (
+            or_chance(1 / len(q.problem.initial), q)
+            if q.dial == "depth" and q.difficulty == 0
+            else 0.0
+        ),
+    ),
+    Reason(
+        ("last rule of the initial value",),
+        "at depth 1 the last rule is the only one",
+        at("depth", [1]),
+    ),
+    Reason(
+        PATH,
+        "at depth 1 the path is one rule",
+        lambda q: float(
+            q.dial == "depth" and q.difficulty == 1 and isinstance(q.path[0].right, int)
+        ),
+    ),
+    Reason(
+        PATH,
+        "two rules have two orders only, and whoever knows which rules belong to the path has"
+        " followed it",
+        at("depth", [2], 1 / 2),
+    ),
+    Reason(
+        ("initial value", "last rule of the initial value", "factors first", "terms first"),
+        "a join with a variable that is 0 (or 1 in a product) changes nothing",
+        lambda q: (
+            or_chance(1 / q.problem.modulus, q)
+            if q.dial == "depth" and any(len(set(r.reads)) == 2 for r in q.path)
+            else 0.0
+        ),
+    ),
+    Reason(
+        ("last line",),
+        "with few lines the last rule is often the one that is asked for",
+        lambda q: (
+            or_chance(1 / (len(q.problem.definitions) * len(q.problem.initial)), q)
+            if q.dial == "depth" and q.difficulty == 1
+            else 0.0
+        ),
+    ),
+    Reason(
+        ("listed order",),
+        "in forward order this is the algorithm itself",
+        lambda q: 1.0 if q.order == "forward" and (q.dial == "depth" or q.difficulty <= 1) else 0.0,
+    ),
+    Reason(
+        ("listed order",),
+        "d + 1 lines in random order are in the right order once in (d + 1)!",
+        lambda q: or_chance(1 / factorial(q.difficulty + 1), q) if q.dial == "depth" else 0.0,
+    ),
+    Reason(
+        ("listed order",),
+        "the lines of one lap, four at least, are in the right order once in 4!",
+        at("tau", [1], 1 / 24),
+    ),
+    Reason(
+        ("names ignored",),
+        "the right line follows by luck",
+        lambda q: (
+            or_chance(1 / len(q.problem.rules), q)
+            if q.dial == "depth" and q.order == "random"
+            else 0.0
+        ),
+    ),
+    *(
+        Reason(
+            (f"stop after {k} laps",),
+            "that is all the laps there are",
+            lambda q, k=k: float(q.difficulty <= k),
+        )
+        for k in STOPS
+    ),
+    Reason(
+        ("largest basin", "first fixed point"),
+        "half of the loops start in the largest basin, and of two fixed points any choice is right"
+        " for half",
+        at("tau", ANY, 1 / 2),
+    ),
+    Reason(
+        ("deepest variable",),
+        "there are not many other rules to make a variable as deep",
+        lambda q: or_chance(1 / (1 + spare_rules(q)), q),
+    ),
+    Reason(
+        ("last variable",),
+        "the last line is the queried one by luck",
+        lambda q: or_chance(
+            (1 if q.order == "random" else 1 + len(q.path)) / len(q.problem.rules), q
+        ),
+    ),
 ]
 
 
 def shared_reason(shared_below: int) -> Reason:
-    "Questions shallower than `shared_below` occur in every split: whoever learns by heart is right."
-    return Reason(("query removed", "bag of tokens", "bag of bigrams", "path in order", "nearest neighbour"), f"questions of depth below {shared_below} are too few to be held out", at("depth", range(shared_below)))
+    """Questions shallower than `shared_below` occur in every split: whoever learns by heart is
+    right.
+    """
+    return Reason(
+        ("query removed", "bag of tokens", "bag of bigrams", "path in order", "nearest neighbour"),
+        f"questions of depth below {shared_below} are too few to be held out",
+        at("depth", range(shared_below)),
+    )
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-16
 class Flaw(NamedTuple):
-    "Why `shortcuts` leak in those rows of the table where `where` holds."
+    """Why `shortcuts` leak in those rows of the table where `where` holds."""
+
     shortcuts: tuple[str, ...]
     text: str
     where: Callable[[Any], bool]
 
 
-def small(row: Any) -> bool: return row.chance > .1        # nano
-def nested(row: Any) -> bool: return row.level == 4 and row.dial == "tau"
+def small(row: Any) -> bool:
+    return row.chance > 0.1  # nano
+
+
+def nested(row: Any) -> bool:
+    return row.level == 4 and row.dial == "tau"
 
 
 FLAWS = [
-    Flaw(("names ignored",), "a loop that needs one lap, its lines in a row, is worked out by going from line to line", lambda r: r.level == 2 and r.order == "forward" and r.difficulty in (1, "all")),
-    Flaw(("names ignored",), "a path may stand in a row, and going from line to line is following it", lambda r: small(r) and r.dial == "depth" and r.order == "forward"),
-    Flaw(PATH, "most paths only add, and what is added may be added in any order", lambda r: small(r) and r.level == 1),
-    Flaw(("largest basin", "first fixed point"), "nearly all starts end at the same fixed point; whoever finds it, among all states, need not follow the start", nested),
-    Flaw(PATH, "the pair of operators that every path of the suite holds, a sum and then a product, is a path of two rules, and this order of it is right each time", lambda r: not small(r) and r.level == 1 and r.difficulty in (2, "all")),
-    Flaw(("largest basin", "listed order", "nearest neighbour"), "the slowest loops are few and much alike, and their slow starts lie in the largest basin", lambda r: r.level == 2 and r.dial == "tau"),
-    Flaw(tuple(SHORTCUTS), "modulo 5 there is so little room that loops have favourite values, and nearly the same loop has been seen", lambda r: small(r) and r.level in (2, 4)),
+    Flaw(
+        ("names ignored",),
+        "a loop that needs one lap, its lines in a row, is worked out by going from line to line",
+        lambda r: r.level == 2 and r.order == "forward" and r.difficulty in (1, "all"),
+    ),
+    Flaw(
+        ("names ignored",),
+        "a path may stand in a row, and going from line to line is following it",
+        lambda r: small(r) and r.dial == "depth" and r.order == "forward",
+    ),
+    Flaw(
+        PATH,
+        "most paths only add, and what is added may be added in any order",
+        lambda r: small(r) and r.level == 1,
+    ),
+    Flaw(
+        ("largest basin", "first fixed point"),
+        "nearly all starts end at the same fixed point; whoever finds it, among all states, need"
+        " not follow the start",
+        nested,
+    ),
+    Flaw(
+        PATH,
+        "the pair of operators that every path of the suite holds, a sum and then a product, is a"
+        " path of two rules, and this order of it is right each time",
+        lambda r: not small(r) and r.level == 1 and r.difficulty in (2, "all"),
+    ),
+    Flaw(
+        ("largest basin", "listed order", "nearest neighbour"),
+        "the slowest loops are few and much alike, and their slow starts lie in the largest basin",
+        lambda r: r.level == 2 and r.dial == "tau",
+    ),
+    Flaw(
+        tuple(SHORTCUTS),
+        "modulo 5 there is so little room that loops have favourite values, and nearly the same"
+        " loop has been seen",
+        lambda r: small(r) and r.level in (2, 4),
+    ),
 ]
 
 
 def known_flaw(row: Any) -> str:
-    "What is known of the leak in a `row` of the table; empty for one that is news."
+    """What is known of the leak in a `row` of the table; empty for one that is news."""
     return next((f.text for f in FLAWS if row.shortcut in f.shortcuts and f.where(row)), "")
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-19
 CELL = ["level", "dial", "order", "difficulty"]
-LEAST_FORWARD = .2
+LEAST_FORWARD = 0.2
 
 
 def with_main_orders(questions: list[Question]) -> list[Question]:
-    "The same questions, `forward` only where a level has a share of at least `LEAST_FORWARD` of them."
-    forward, n = Counter(q.group for q in questions if q.order == "forward"), Counter(q.group for q in questions)
-    return [replace(q, order="random") if forward[q.group] < LEAST_FORWARD * n[q.group] else q for q in questions]
+    """The same questions, `forward` only where a level has a share of at least `LEAST_FORWARD`
+    of them.
+    """
+    forward, n = (
+        Counter(q.group for q in questions if q.order == "forward"),
+        Counter(q.group for q in questions),
+    )
+    return [
+        replace(q, order="random") if forward[q.group] < LEAST_FORWARD * n[q.group] else q
+        for q in questions
+    ]
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-22
-def measure(train: list[Question], test: list[Question], shortcuts: dict[str, tuple[Predictor, tuple[str, ...]]] = SHORTCUTS, reasons: list[Reason] = REASONS) -> pd.DataFrame:
-    "How often each shortcut is right, a row for each cell and for each level (difficulty `all`)."
+def measure(
+    train: list[Question],
+    test: list[Question],
+    shortcuts: dict[str, tuple[Predictor, tuple[str, ...]]] = SHORTCUTS,
+    reasons: list[Reason] = REASONS,
+) -> pd.DataFrame:
+    """How often each shortcut is right, a row for each cell and for each level (difficulty
+    `all`).
+    """
     forms = question_forms(test, Forms(2 * max(len(q.problem.seeds) for q in test)))
-    asked = pd.DataFrame([(q.level, q.dial, q.order, q.difficulty, f, q.answer) for q, f in zip(test, forms)], columns=[*CELL, "form", "answer"])
+    asked = pd.DataFrame(
+        [
+            (q.level, q.dial, q.order, q.difficulty, f, q.answer)
+            for q, f in zip(test, forms, strict=True)
+        ],
+        columns=[*CELL, "form", "answer"],
+    )
     asked["prior"], tables = answer_prior(train, test) == asked.answer, []
     for name, (predictor, dials) in tqdm(shortcuts.items(), desc="shortcuts", delay=2):
         rows = asked.dial.isin(dials)
-        if not rows.any(): continue
-        qs = [q for q, used in zip(test, rows) if used]
-        t, guess, mine = asked[rows].copy(), predictor(train, qs), [r for r in reasons if name in r.shortcuts]
+        if not rows.any():
+            continue
+        qs = [q for q, used in zip(test, rows, strict=True) if used]
+        t, guess, mine = (
+            asked[rows].copy(),
+            predictor(train, qs),
+            [r for r in reasons if name in r.shortcuts],
+        )
         ceilings = np.array([[1 / q.problem.modulus, *(r.ceiling(q) for r in mine)] for q in qs])
-        t["guessed"], t["right"], t["ceiling"] = guess != NO_GUESS, guess == t.answer, ceilings.max(1)
+        t["guessed"], t["right"], t["ceiling"] = (
+            guess != NO_GUESS,
+            guess == t.answer,
+            ceilings.max(1),
+        )
         t["reason"] = [mine[i - 1].text if i else "" for i in ceilings.argmax(1)]
         tables += [summary(t, columns).assign(shortcut=name) for columns in (CELL, CELL[:3])]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-23
 def effective_n(t: pd.DataFrame, columns: list[str]) -> pd.Series:
-    "Per cell: how many independent questions are worth as much as these, among which the same form occurs again and again (Korn and Graubard 1998)."
+    """Per cell: how many independent questions are worth as much as these, among which the same
+    form occurs again and again (Korn and Graubard 1998).
+    """
     forms = t.groupby([*columns, "form"]).right.agg(["sum", "size"]).reset_index("form")
     cells = forms.groupby(columns)
     n, p = cells["size"].sum(), cells["sum"].sum() / cells["size"].sum()
     spread = ((forms["sum"] - p * forms["size"]) ** 2).groupby(columns).sum()
-    return (n * n * p * (1 - p) / spread.where(spread > 0)).fillna(cells.size()).clip(upper=n).rename("effective_n")
+    return (
+        (n * n * p * (1 - p) / spread.where(spread > 0))
+        .fillna(cells.size())
+        .clip(upper=n)
+        .rename("effective_n")
+    )
 
 
 def summary(t: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    "Counts of the questions in each cell; cells without a guess are left out, as is the whole level where there is one difficulty only."
+    """Counts of the questions in each cell; cells without a guess are left out, as is the whole
+    level where there is one difficulty only.
+    """
     t = t.assign(better=t.right & ~t.prior, worse=~t.right & t.prior)
-    found = t.groupby(columns).agg(
-        n=("right", "size"), distinct=("form", "nunique"), right=("right", "sum"), guesses=("guessed", "sum"), difficulties=("difficulty", "nunique"), ceiling=("ceiling", "mean"), prior=("prior", "mean"),
-        better=("better", "sum"), worse=("worse", "sum"), reason=("reason", lambda texts: "; ".join(sorted({x for x in texts if x})))).join(effective_n(t, columns)).reset_index()
-    if "difficulty" not in columns: found = found[found.difficulties > 1].assign(difficulty="all")
+    found = (
+        t.groupby(columns)
+        .agg(
+            n=("right", "size"),
+            distinct=("form", "nunique"),
+            right=("right", "sum"),
+            guesses=("guessed", "sum"),
+            difficulties=("difficulty", "nunique"),
+            ceiling=("ceiling", "mean"),
+            prior=("prior", "mean"),
+            better=("better", "sum"),
+            worse=("worse", "sum"),
+            reason=("reason", lambda texts: "; ".join(sorted({x for x in texts if x}))),
+        )
+        .join(effective_n(t, columns))
+        .reset_index()
+    )
+    if "difficulty" not in columns:
+        found = found[found.difficulties > 1].assign(difficulty="all")
     return found[found.guesses > 0].drop(columns=["guesses", "difficulties"])
 
 # %% ../../nbs/tasks/verdicts.ipynb #cell-26
 def at_least(k: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
-    "Probability of `k` or more of `n` by luck (binomial; `k` and `n` need not be whole)."
-    return np.where(k > 0, special.betainc(np.maximum(k, 1e-9), n - k + 1, np.clip(p, 0, 1)), 1.)
+    """Probability of `k` or more of `n` by luck (binomial; `k` and `n` need not be whole)."""
+    return np.where(k > 0, special.betainc(np.maximum(k, 1e-9), n - k + 1, np.clip(p, 0, 1)), 1.0)
 
 
-def judge(rows: pd.DataFrame, modulus: int, margin: float = MARGIN, alpha: float = .05) -> pd.DataFrame:
-    "`rows` with accuracy, Wilson interval, chance and verdict."
+def judge(
+    rows: pd.DataFrame, modulus: int, margin: float = MARGIN, alpha: float = 0.05
+) -> pd.DataFrame:
+    """`rows` with accuracy, Wilson interval, chance and verdict."""
     r, level = rows.copy(), alpha / len(rows)
     r["accuracy"], r["chance"] = r.right / r.n, 1 / modulus
     n, k, worth = r.effective_n, r.accuracy * r.effective_n, r.effective_n / r.n
     r["lower"], r["upper"] = wilson(k, n)
-    beyond = lambda p: (r.accuracy > p + margin) & (at_least(k, n, p) < level)
+
+    def beyond(p):
+        return (r.accuracy > p + margin) & (at_least(k, n, p) < level)
+
     with_prior = (r.shortcut != "answer prior") & (r.prior > r.chance + margin)
-    beyond_prior = ~with_prior | (r.accuracy > r.prior + margin) & (at_least(r.better * worth, (r.better + r.worse) * worth, .5) < level)
+    beyond_prior = ~with_prior | (r.accuracy > r.prior + margin) & (
+        at_least(r.better * worth, (r.better + r.worse) * worth, 0.5) < level
+    )
     below = (r.accuracy < r.chance - margin) & (at_least(n - k, n, 1 - r.chance) < level)
-    by_reason, by_prior = r.accuracy <= r.ceiling + margin, with_prior & (r.accuracy <= r.prior + margin)
-    r["verdict"] = np.select([below, r.upper <= r.chance + margin, (r.ceiling > 1 - 1e-9) & (r.accuracy > r.chance + margin), ~beyond(r.chance), by_reason | by_prior, beyond(r.ceiling) & beyond_prior], ["below chance", "at chance", "explained", "too few", "explained", "leak"], "too few")
+    by_reason, by_prior = (
+        r.accuracy <= r.ceiling + margin,
+        with_prior & (r.accuracy <= r.prior + margin),
+    )
+    r["verdict"] = np.select(
+        [
+            below,
+            r.upper <= r.chance + margin,
+            (r.ceiling > 1 - 1e-9) & (r.accuracy > r.chance + margin),
+            ~beyond(r.chance),
+            by_reason | by_prior,
+            beyond(r.ceiling) & beyond_prior,
+        ],
+        ["below chance", "at chance", "explained", "too few", "explained", "leak"],
+        "too few",
+    )
     r.loc[(r.verdict == "explained") & ~by_reason, "reason"] = "not better than the answer prior"
     return r.drop(columns=["better", "worse"])

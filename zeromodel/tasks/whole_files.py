@@ -15,30 +15,43 @@ from pathlib import Path
 # %% ../../nbs/tasks/whole_files.ipynb #09dca534
 @contextmanager
 def whole_file(path: Path) -> Iterator:
-    "A binary file that appears at `path` when the block has ended well. Makes the folder; takes it away again when nothing came of it."
+    """A binary file that appears at `path` when the block has ended well.
+
+    Makes the folder; takes it away again when nothing came of it.
+    """
     path = Path(path)
-    partial, made = path.with_name(f".{path.name}.partial"), [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+    partial, made = (
+        path.with_name(f".{path.name}.partial"),
+        [p for p in (path.parent, *path.parent.parents) if not p.exists()],
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with partial.open("wb") as file: yield file
+        with partial.open("wb") as file:
+            yield file
         os.replace(partial, path)
     except BaseException as e:
         partial.unlink(missing_ok=True)
-        for folder in made: folder.rmdir()
-        if isinstance(e, OSError): raise OSError(e.errno, e.strerror or str(e), str(path)) from None
+        for folder in made:
+            folder.rmdir()
+        if isinstance(e, OSError):
+            raise OSError(e.errno, e.strerror or str(e), str(path)) from None
         raise
 
 # %% ../../nbs/tasks/whole_files.ipynb #51edfed1
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    "A temporary folder whose files move to `folder` when the block has ended well: all of them or none."
+    """A temporary folder whose files move to `folder` when the block has ended well: all of them
+    or none.
+    """
     folder = Path(folder)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as temporary:
             yield Path(temporary)
-            for path in sorted(Path(temporary).iterdir()): os.replace(path, folder / path.name)
+            for path in sorted(Path(temporary).iterdir()):
+                os.replace(path, folder / path.name)
     except BaseException:
-        for f in made: f.rmdir()
+        for f in made:
+            f.rmdir()
         raise

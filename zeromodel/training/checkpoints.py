@@ -24,7 +24,9 @@ from filelock import FileLock, Timeout
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-06
 def write_atomically(path: Path, text: str):
-    "Write `text` to `path` so that a reader sees the old file or the new one, never half of it."
+    """Write `text` to `path` so that a reader sees the old file or the new one, never half of
+    it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -32,78 +34,121 @@ def write_atomically(path: Path, text: str):
     os.replace(partial, path)
 
 
-def write_json(path: Path, data: Any): write_atomically(path, json.dumps(data, indent=1) + "\n")
+def write_json(path: Path, data: Any):
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any: return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-08
 def without_docstrings(source: str) -> str:
-    "The code of a module as `ast` writes it, docstrings and comments left out."
+    """The code of a module as `ast` writes it, docstrings and comments left out."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 
 def package_modules(*roots: str, package: str = "zeromodel") -> dict[str, Path]:
-    "Every module of `package` that the modules named `roots` import, directly or not, and themselves: name and file."
+    """Every module of `package` that the modules named `roots` import, directly or not, and
+    themselves: name and file.
+    """
     found, todo = {}, list(roots)
     while todo:
         name = todo.pop()
-        if name in found: continue
+        if name in found:
+            continue
         found[name] = path = Path(importlib.util.find_spec(name).origin)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom): names = [importlib.util.resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])]
-            else: names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [
+                    importlib.util.resolve_name(
+                        "." * node.level + (node.module or ""), name.rpartition(".")[0]
+                    )
+                ]
+            else:
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             todo += [n for n in names if n.split(".")[0] == package]
     return dict(sorted(found.items()))
 
 
 def code_of(*roots: str) -> str:
-    "The code that `roots` run: changes when what they do may have changed."
-    return "\n\n".join(f"# {name}\n{without_docstrings(path.read_text(encoding='utf-8'))}" for name, path in package_modules(*roots).items())
+    """The code that `roots` run: changes when what they do may have changed."""
+    return "\n\n".join(
+        f"# {name}\n{without_docstrings(path.read_text(encoding='utf-8'))}"
+        for name, path in package_modules(*roots).items()
+    )
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-11
 def key_of(*parts: Any) -> str:
-    "A short hash of anything that JSON can hold."
+    """A short hash of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def claim(folder: Path, key: str):
-    "Make `folder` belong to `key`: what another key left there is deleted."
+    """Make `folder` belong to `key`: what another key left there is deleted."""
     folder = Path(folder)
     mark = folder / "key"
-    if folder.exists() and not (mark.exists() and mark.read_text() == key): shutil.rmtree(folder)
-    if not mark.exists(): write_atomically(mark, key)
+    if folder.exists() and not (mark.exists() and mark.read_text() == key):
+        shutil.rmtree(folder)
+    if not mark.exists():
+        write_atomically(mark, key)
 
 
 def provenance(config: dict[str, Any], seed: int, problems: Path) -> dict[str, Any]:
-    "What determines a run: its configuration, its seed, and hashes of the code and of the problems."
-    return {"config": config, "seed": seed, "code": key_of(code_of("zeromodel.training.runs")), "problems": hashlib.sha256(Path(problems).read_bytes()).hexdigest()}
+    """What determines a run: its configuration, its seed, and hashes of the code and of the
+    problems.
+    """
+    return {
+        "config": config,
+        "seed": seed,
+        "code": key_of(code_of("zeromodel.training.runs")),
+        "problems": hashlib.sha256(Path(problems).read_bytes()).hexdigest(),
+    }
 
 
 def ended(folder: Path, report: Path, key: str) -> dict[str, Any] | None:
-    "The manifest of the run with this `key`, when it has ended: failed, or finished and its weights are there."
+    """The manifest of the run with this `key`, when it has ended: failed, or finished and its
+    weights are there.
+    """
     file = Path(report) / "manifest.json"
     manifest = read_json(file) if file.exists() else {}
-    return manifest if manifest.get("key") == key and (manifest["status"] == "failed" or (Path(folder) / "model").exists()) else None
+    return (
+        manifest
+        if manifest.get("key") == key
+        and (manifest["status"] == "failed" or (Path(folder) / "model").exists())
+        else None
+    )
 
 # %% ../../nbs/training/checkpoints.ipynb #cell-14
 @contextlib.contextmanager
-def only_writer(lock_file: Path, wait: float = 10.) -> Iterator[None]:
-    "Hold `lock_file`. Raises `RuntimeError` when another process still holds it after `wait` seconds."
+def only_writer(lock_file: Path, wait: float = 10.0) -> Iterator[None]:
+    """Hold `lock_file`.
+
+    Raises `RuntimeError` when another process still holds it after `wait` seconds.
+    """
     Path(lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock_file).acquire(timeout=wait): yield
-    except Timeout: raise RuntimeError(f"{lock_file} is held: another process is training this run; wait for it or stop it") from None
+        with FileLock(lock_file).acquire(timeout=wait):
+            yield
+    except Timeout:
+        raise RuntimeError(
+            f"{lock_file} is held: another process is training this run; wait for it or stop it"
+        ) from None
 
 
 def die_with_parent(interval: float = 0.1):
-    "End this process, without ceremony, as soon as its parent is gone."
+    """End this process, without ceremony, as soon as its parent is gone."""
     parent = os.getppid()
+
     def watch():
-        while os.getppid() == parent: time.sleep(interval)
+        while os.getppid() == parent:
+            time.sleep(interval)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()

@@ -13,25 +13,41 @@ from ..model.causal_lm import DeepSeekMLAForCausalLM
 
 # %% ../../nbs/training/diagnosis.ipynb #cell-05
 class Diverged(ArithmeticError):
-    "The loss is no longer a number."
+    """The loss is no longer a number."""
 
 
-def finite(x: Tensor) -> bool: return bool(torch.isfinite(x).all())
+def finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 @torch.no_grad()
 def first_not_finite(model: DeepSeekMLAForCausalLM, batch: dict[str, Tensor]) -> str:
-    "Where the forward pass of `batch` first leaves the finite numbers, and which weights are not finite to begin with."
+    """Where the forward pass of `batch` first leaves the finite numbers, and which weights are
+    not finite to begin with.
+    """
     broken = [name for name, p in model.named_parameters() if not finite(p)]
-    weights = f"; not finite: {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}" if broken else ""
+    weights = (
+        f"; not finite: {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}"
+        if broken
+        else ""
+    )
     out = model(**batch, output_hidden_states=True, output_states=True, early_exit=False)
     layers = range(model.config.num_hidden_layers)
     units = iter(out.lru_outputs)
-    if not finite(out.hidden_states[0]): return "the embedding" + weights
+    if not finite(out.hidden_states[0]):
+        return "the embedding" + weights
     for i, layer in enumerate(model.config.num_loops * list(layers)):
         states = next(units).states if model.config.has_lru(layer) else []
-        if finite(out.hidden_states[i + 1]): continue
+        if finite(out.hidden_states[i + 1]):
+            continue
         passes = f", pass {i // len(layers) + 1}" if model.config.num_loops > 1 else ""
-        step = next((f", iteration {n}" if n else ", the latent before iteration 1" for n, h in enumerate(states) if not finite(h)), "")
+        step = next(
+            (
+                f", iteration {n}" if n else ", the latent before iteration 1"
+                for n, h in enumerate(states)
+                if not finite(h)
+            ),
+            "",
+        )
         return f"layer {layer}{passes}{step}{weights}"
     return ("the logits" if not finite(out.logits) else "the loss") + weights

@@ -14,45 +14,65 @@ from ..model.lru import LRUOutput
 from .settings import LossWeights
 
 # %% ../../nbs/training/losses.ipynb #cell-06
-def stability(out: LRUOutput) -> Tensor:   # [B,S]
-    "Weighted mean over the steps made of |h_i - h_{i-1}|^2 / dc."
-    change = (out.states[1:] - out.states[:-1]).float().pow(2).mean(-1)                    # [N,B,S], 0 once halted
+def stability(out: LRUOutput) -> Tensor:  # [B,S]
+    """Weighted mean over the steps made of |h_i - h_{i-1}|^2 / dc."""
+    change = (out.states[1:] - out.states[:-1]).float().pow(2).mean(-1)  # [N,B,S], 0 once halted
     steps = torch.arange(1, len(change) + 1, device=change.device)[:, None, None]
     weight = steps * (steps <= out.num_iterations)
     return (weight * change).sum(0) / weight.sum(0)
 
 # %% ../../nbs/training/losses.ipynb #cell-08
-def hoyer(x: Tensor) -> Tensor:   # [..., d] -> [...]
-    "Hoyer-square density: 0 for a one-hot vector, 1 for a constant one, scale-free."
+def hoyer(x: Tensor) -> Tensor:  # [..., d] -> [...]
+    """Hoyer-square density: 0 for a one-hot vector, 1 for a constant one, scale-free."""
     x = x.float()
     density = x.abs().sum(-1).pow(2) / x.pow(2).sum(-1).clamp(min=1e-12)
     return (density - 1) / (x.shape[-1] - 1)
 
 
-def sparsity(out: LRUOutput, target: float) -> Tensor:   # [B,S]
-    "How much denser the last state is than `target`."
+def sparsity(out: LRUOutput, target: float) -> Tensor:  # [B,S]
+    """How much denser the last state is than `target`."""
     return (hoyer(out.states[-1]) - target).clamp(min=0)
 
 # %% ../../nbs/training/losses.ipynb #cell-11
-def ponder(out: LRUOutput) -> Tensor:   # [B,S]
-    "(n + R) / (N + 1), between 2/(N+1) and 1 for ACT; under the rule `ponder` the divergence from its prior takes the place of n + R."
+def ponder(out: LRUOutput) -> Tensor:  # [B,S]
+    """(n + R) / (N + 1), between 2/(N+1) and 1 for ACT; under the rule `ponder` the divergence
+    from its prior takes the place of n + R.
+    """
     return out.ponder_cost / (len(out.halt_probs) + 1)
 
 # %% ../../nbs/training/losses.ipynb #16142fbe
 def token_mean(x: Tensor, attention_mask: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
-    "Sum of x [B,S] over real tokens, over their number in this batch, or in all pieces of it when `num_tokens` is given."
+    """Sum of x [B,S] over real tokens, over their number in this batch, or in all pieces of it
+    when `num_tokens` is given.
+    """
     mask = torch.ones_like(x) if attention_mask is None else attention_mask
     return (x * mask).sum() / (mask.sum() if num_tokens is None else num_tokens)
 
 # %% ../../nbs/training/losses.ipynb #cell-15
 class LatentReasoningLoss:
-    "The criterion of `DeepSeekMLAForCausalLM`: the weighted terms that the loss is the sum of, each averaged over the units that ran."
-    def __init__(self, weights: LossWeights): self.weights, self.share = weights, 1.       # share: of the weights, during their warm-up
+    """The criterion of `DeepSeekMLAForCausalLM`: the weighted terms that the loss is the sum of,
+    each averaged over the units that ran.
+    """
 
-    def __call__(self, outputs: DeepSeekMLAOutput, labels: Tensor, attention_mask: Tensor | None = None, num_items_in_batch=None, num_tokens_in_batch=None) -> dict[str, Tensor]:
+    # share: of the weights, during their warm-up
+    def __init__(self, weights: LossWeights):
+        self.weights, self.share = weights, 1.0
+
+    def __call__(
+        self,
+        outputs: DeepSeekMLAOutput,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        num_items_in_batch=None,
+        num_tokens_in_batch=None,
+    ) -> dict[str, Tensor]:
         terms = {"prediction": prediction_loss(outputs.logits, labels, num_items_in_batch)}
         w, units = self.weights, outputs.lru_outputs or ()
-        each = {"stability": stability, "sparsity": lambda out: sparsity(out, w.sparsity_target), "ponder": ponder}
+        each = {
+            "stability": stability,
+            "sparsity": lambda out: sparsity(out, w.sparsity_target),
+            "ponder": ponder,
+        }
         for i, out in enumerate(units):
             for name, term in each.items():
                 with torch.set_grad_enabled(torch.is_grad_enabled() and getattr(w, name) > 0):

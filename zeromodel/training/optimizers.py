@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # %% ../../nbs/training/optimizers.ipynb #cell-05
-def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:   # [n,A,B]
-    "Matrices with the singular vectors of `x` and singular values near one (Newton-Schulz; Jordan et al. 2024)."
-    if x.shape[-2] > x.shape[-1]: return orthogonalised(x.mT, steps).mT
+def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:  # [n,A,B]
+    """Matrices with the singular vectors of `x` and singular values near one (Newton-Schulz;
+    Jordan et al. 2024).
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonalised(x.mT, steps).mT
     a, b, c = 3.4445, -4.7750, 2.0315
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
@@ -23,45 +26,94 @@ def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:   # [n,A,B]
 
 
 class Muon(torch.optim.Muon):
-    "PyTorch's Muon with Nesterov momentum and updates of the size of AdamW's, all matrices of one shape at once."
+    """PyTorch's Muon with Nesterov momentum and updates of the size of AdamW's, all matrices of
+    one shape at once.
+    """
+
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
             lr, momentum, shapes = group["lr"], group["momentum"], {}
             for p in group["params"]:
-                if p.grad is not None: shapes.setdefault(p.shape, []).append(p)
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
             for shape, same in shapes.items():
-                grads, buffers = [p.grad for p in same], [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in same]
+                grads, buffers = (
+                    [p.grad for p in same],
+                    [
+                        self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                        for p in same
+                    ],
+                )
                 torch._foreach_lerp_(buffers, grads, 1 - momentum)
                 updates = orthogonalised(torch.stack(torch._foreach_lerp(grads, buffers, momentum)))
                 torch._foreach_mul_(same, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(same, list(updates), alpha=-lr * .2 * max(shape) ** .5)
+                torch._foreach_add_(same, list(updates), alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 # %% ../../nbs/training/optimizers.ipynb #cell-08
 class MuonWithAdamW(torch.optim.Optimizer):
-    "Muon for the matrices inside the blocks, AdamW for all else, as one optimiser. `around_unit`: factor of the learning rate for the matrices of an attention layer that surround its latent reasoning unit."
-    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, adam_beta2: float, around_unit: float = 1.):
-        inside = lambda name, p: p.ndim == 2 and min(p.shape) > 1 and "embed_tokens" not in name and "lm_head" not in name
-        around = {p for layer in model.modules() if getattr(layer, "lru", None) is not None for p in set(layer.parameters()) - set(layer.lru.parameters())}
-        matrices = [p for name, p in model.named_parameters() if inside(name, p) and p not in around]
+    """Muon for the matrices inside the blocks, AdamW for all else, as one optimiser.
+
+    `around_unit`: factor of the learning rate for the matrices of an attention layer that surround
+    its latent reasoning unit.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        adam_beta2: float,
+        around_unit: float = 1.0,
+    ):
+        def inside(name, p):
+            return (
+                p.ndim == 2
+                and min(p.shape) > 1
+                and "embed_tokens" not in name
+                and "lm_head" not in name
+            )
+
+        around = {
+            p
+            for layer in model.modules()
+            if getattr(layer, "lru", None) is not None
+            for p in set(layer.parameters()) - set(layer.lru.parameters())
+        }
+        matrices = [
+            p for name, p in model.named_parameters() if inside(name, p) and p not in around
+        ]
         slow = [p for name, p in model.named_parameters() if inside(name, p) and p in around]
         others = [p for name, p in model.named_parameters() if not inside(name, p)]
-        self.parts = [*(Muon(group, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw") for group, rate in ((matrices, learning_rate), (slow, around_unit * learning_rate)) if group),
-                      torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))]
+        self.parts = [
+            *(
+                Muon(group, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+                for group, rate in ((matrices, learning_rate), (slow, around_unit * learning_rate))
+                if group
+            ),
+            torch.optim.AdamW(
+                others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2)
+            ),
+        ]
         super().__init__([g for part in self.parts for g in part.param_groups], {})
-        for part, group in zip(self.parts, self.param_groups): part.param_groups = [group]      # one group each, shared with the learning-rate schedule
+        # one group each, shared with the learning-rate schedule
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups = [group]
 
     @torch.no_grad()
     def step(self, closure=None):
-        for part in self.parts: part.step()
+        for part in self.parts:
+            part.step()
 
-    def state_dict(self): return {"parts": [part.state_dict() for part in self.parts]}
+    def state_dict(self):
+        return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state):
-        for part, saved in zip(self.parts, state["parts"]): part.load_state_dict(saved)
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
         self.param_groups = [g for part in self.parts for g in part.param_groups]
 
 # %% ../../nbs/training/optimizers.ipynb #cell-11
 def average_of(model: torch.nn.Module, decay: float) -> AveragedModel:
-    "An exponential moving average of the weights of `model`; `update_parameters` takes a step."
+    """An exponential moving average of the weights of `model`; `update_parameters` takes a step."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

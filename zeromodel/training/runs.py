@@ -24,7 +24,15 @@ from ..model.causal_lm import DeepSeekMLAForCausalLM
 from ..model.config import DeepSeekMLAConfig
 from ..tasks.suites import SUITES
 from ..tasks.tokens import make_tokenizer
-from .checkpoints import claim, ended, key_of, only_writer, provenance, read_json, write_json
+from zeromodel.training.checkpoints import (
+    claim,
+    ended,
+    key_of,
+    only_writer,
+    provenance,
+    read_json,
+    write_json,
+)
 from .diagnosis import Diverged
 from .losses import LatentReasoningLoss
 from .settings import RunConfig, TrainingConfig
@@ -32,83 +40,202 @@ from .trainer import Average, Curves, EncodedProblems, LatentTrainer
 
 # %% ../../nbs/training/runs.ipynb #cell-06
 def tokenizer_of(config: RunConfig):
-    "The tokenizer of a run: the base model's, or that of the suite."
+    """The tokenizer of a run: the base model's, or that of the suite."""
     suite = SUITES[config.suite]
-    return AutoTokenizer.from_pretrained(config.base_model) if config.base_model else make_tokenizer(suite.modulus, suite.num_names)
+    return (
+        AutoTokenizer.from_pretrained(config.base_model)
+        if config.base_model
+        else make_tokenizer(suite.modulus, suite.num_names)
+    )
 
 
 def build_model(config: RunConfig, tokenizer) -> DeepSeekMLAForCausalLM:
-    "The model of a run: from its base model, or freshly initialised from the global random state."
+    """The model of a run: from its base model, or freshly initialised from the global random
+    state.
+    """
     if config.base_model:
         from zeromodel.model.convert import as_it_is, convert
-        taken = {k: v for k, v in config.model.items() if k in ("kv_latent_dim", "rope_head_dim", "use_lru") or k.startswith("lru_")}
-        model = as_it_is(config.base_model) if config.model.get("attention") == "gqa" else convert(config.base_model, **taken)
+
+        taken = {
+            k: v
+            for k, v in config.model.items()
+            if k in ("kv_latent_dim", "rope_head_dim", "use_lru") or k.startswith("lru_")
+        }
+        model = (
+            as_it_is(config.base_model)
+            if config.model.get("attention") == "gqa"
+            else convert(config.base_model, **taken)
+        )
         model = model.float()
-    else: model = DeepSeekMLAForCausalLM(DeepSeekMLAConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **config.model))
+    else:
+        model = DeepSeekMLAForCausalLM(
+            DeepSeekMLAConfig(
+                vocab_size=len(tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                **config.model,
+            )
+        )
     model.criterion = LatentReasoningLoss(config.training.losses)
     return model
 
 # %% ../../nbs/training/runs.ipynb #cell-08
 def arguments(config: TrainingConfig, folder: Path, seed: int) -> TrainingArguments:
-    "The configuration in the words of the Hugging Face Trainer. Raises `ValueError` when a batch cannot be divided."
+    """The configuration in the words of the Hugging Face Trainer.
+
+    Raises `ValueError` when a batch cannot be divided.
+    """
     pieces = config.accumulation * int(os.environ.get("WORLD_SIZE", 1))
-    if config.batch_size % pieces: raise ValueError(f"batch_size={config.batch_size}: must be a multiple of pieces times devices, {pieces}")
+    if config.batch_size % pieces:
+        raise ValueError(
+            f"batch_size={config.batch_size}: must be a multiple of pieces times devices, {pieces}"
+        )
     return TrainingArguments(
-        output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size // pieces, gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate,
-        lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": min(round(config.decay * config.steps), config.steps - config.warmup_steps)}, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, adam_beta2=config.adam_beta2, max_grad_norm=config.max_grad_norm,
-        seed=seed, data_seed=seed, train_sampling_strategy="sequential", bf16=config.bf16, torch_compile=config.compile, ddp_find_unused_parameters=True,
-        logging_steps=config.evaluate_every, eval_strategy="steps", eval_steps=config.evaluate_every, save_steps=config.evaluate_every, dataloader_drop_last=True,
-        logging_nan_inf_filter=False, remove_unused_columns=False, report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, log_level="error")
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size // pieces,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": min(
+                round(config.decay * config.steps), config.steps - config.warmup_steps
+            )
+        },
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="sequential",
+        bf16=config.bf16,
+        torch_compile=config.compile,
+        ddp_find_unused_parameters=True,
+        logging_steps=config.evaluate_every,
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every,
+        save_steps=config.evaluate_every,
+        dataloader_drop_last=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
 
 # %% ../../nbs/training/runs.ipynb #cell-10
 def surroundings() -> dict[str, Any]:
-    "Versions and hardware."
-    return {"versions": {p: version(p) for p in ("torch", "transformers", "numpy")} | {"python": platform.python_version()},
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "devices": int(os.environ.get("WORLD_SIZE", 1)),
-                         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}}
+    """Versions and hardware."""
+    return {
+        "versions": {p: version(p) for p in ("torch", "transformers", "numpy")}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "devices": int(os.environ.get("WORLD_SIZE", 1)),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+    }
 
 # %% ../../nbs/training/runs.ipynb #cell-11
-def train(config: RunConfig, seed: int, problems: Path, folder: Path, report: Path, progress: Callable[[int, float], None] = lambda step, accuracy: None) -> dict[str, Any]:
-    """Train one seed: weights and tokenizer to `folder`/model, curves and manifest to `report`. Returns the manifest. `progress` is called with the step and the last accuracy in validation.
+def train(
+    config: RunConfig,
+    seed: int,
+    problems: Path,
+    folder: Path,
+    report: Path,
+    progress: Callable[[int, float], None] = lambda step, accuracy: None,
+) -> dict[str, Any]:
+    """Train one seed: weights and tokenizer to `folder`/model, curves and manifest to `report`.
 
-    Continues from the last checkpoint of the same run, and does nothing when it is finished. A run whose loss is no longer a number is recorded as failed; its last checkpoint stays."""
+    Returns the manifest. `progress` is called with the step and the last accuracy in validation.
+
+    Continues from the last checkpoint of the same run, and does nothing when it is finished. A run
+    whose loss is no longer a number is recorded as failed; its last checkpoint stays.
+    """
     folder, report = Path(folder), Path(report)
-    if int(os.environ.get("RANK", 0)): return optimise(config, seed, problems, folder, report, progress)        # only the first of several devices keeps the books
+    # only the first of several devices keeps the books
+    if int(os.environ.get("RANK", 0)):
+        return optimise(config, seed, problems, folder, report, progress)
     with only_writer(folder.parent.parent / ".locks" / f"{config.experiment}-{seed}.lock"):
         origin = provenance(asdict(config), seed, problems)
         key = key_of(origin)
         claim(folder, key)
-        if done := ended(folder, report, key): return done
-        manifest = {"study": config.study, "experiment": config.experiment, "key": key, "error": None} | origin | surroundings()
-        try: manifest |= {"status": "finished"} | optimise(config, seed, problems, folder, report, progress)
-        except Diverged as e: manifest |= {"status": "failed", "error": str(e)}
+        if done := ended(folder, report, key):
+            return done
+        manifest = (
+            {"study": config.study, "experiment": config.experiment, "key": key, "error": None}
+            | origin
+            | surroundings()
+        )
+        try:
+            manifest |= {"status": "finished"} | optimise(
+                config, seed, problems, folder, report, progress
+            )
+        except Diverged as e:
+            manifest |= {"status": "failed", "error": str(e)}
         write_json(report / "manifest.json", manifest)
-        if manifest["status"] == "finished": shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if manifest["status"] == "finished":
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return manifest
 
 # %% ../../nbs/training/runs.ipynb #cell-12
-def trainer_for(config: RunConfig, seed: int, problems: Path, checkpoints: Path, callbacks: list) -> LatentTrainer:
-    "The trainer of a run, its model freshly made."
-    with np.load(problems) as file: arrays = {k: file[k] for k in file if k.startswith(f"{config.training.format}/")}
-    split = lambda name: {k.rpartition("/")[2]: v for k, v in arrays.items() if f"/{name}/" in k}
+def trainer_for(
+    config: RunConfig, seed: int, problems: Path, checkpoints: Path, callbacks: list
+) -> LatentTrainer:
+    """The trainer of a run, its model freshly made."""
+    with np.load(problems) as file:
+        arrays = {k: file[k] for k in file if k.startswith(f"{config.training.format}/")}
+
+    def split(name):
+        return {k.rpartition("/")[2]: v for k, v in arrays.items() if f"/{name}/" in k}
+
     tokenizer = tokenizer_of(config)
     set_seed(seed)
-    trainer = LatentTrainer(build_model(config, tokenizer), config.training, arguments(config.training, checkpoints, seed), tokenizer,
-                            train_dataset=EncodedProblems(split("train"), seed), eval_dataset=EncodedProblems(split("validation")), callbacks=callbacks)
+    trainer = LatentTrainer(
+        build_model(config, tokenizer),
+        config.training,
+        arguments(config.training, checkpoints, seed),
+        tokenizer,
+        train_dataset=EncodedProblems(split("train"), seed),
+        eval_dataset=EncodedProblems(split("validation")),
+        callbacks=callbacks,
+    )
     trainer.remove_callback(PrinterCallback)
-    if trainer.average: trainer.add_callback(Average(trainer))
+    if trainer.average:
+        trainer.add_callback(Average(trainer))
     return trainer
 
 
-def optimise(config: RunConfig, seed: int, problems: Path, folder: Path, report: Path, progress: Callable[[int, float], None]) -> dict[str, Any]:
-    "The training itself; returns what was measured."
-    trainer = trainer_for(config, seed, problems, folder / "checkpoints", [Curves(report, progress)])
-    checkpoint = get_last_checkpoint(folder / "checkpoints") if (folder / "checkpoints").exists() else None
-    if checkpoint: trainer.seconds_before = read_json(Path(checkpoint) / "seconds.json")
+def optimise(
+    config: RunConfig,
+    seed: int,
+    problems: Path,
+    folder: Path,
+    report: Path,
+    progress: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """The training itself; returns what was measured."""
+    trainer = trainer_for(
+        config, seed, problems, folder / "checkpoints", [Curves(report, progress)]
+    )
+    checkpoint = (
+        get_last_checkpoint(folder / "checkpoints") if (folder / "checkpoints").exists() else None
+    )
+    if checkpoint:
+        trainer.seconds_before = read_json(Path(checkpoint) / "seconds.json")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         partial = folder / ".model.partial"
         trainer.trained.save_pretrained(partial)
         trainer.tokenizer.save_pretrained(partial)
         os.replace(partial, folder / "model")
-    return {"parameters": trainer.model.num_parameters(), "steps": trainer.state.global_step, "seconds": round(trainer.seconds, 1)}
+    return {
+        "parameters": trainer.model.num_parameters(),
+        "steps": trainer.state.global_step,
+        "seconds": round(trainer.seconds, 1),
+    }

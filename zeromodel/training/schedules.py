@@ -16,25 +16,36 @@ from ..model.parts import check
 # %% ../../nbs/training/schedules.ipynb #cell-06
 @dataclass
 class Iterations:
-    "Uniform from `low` to `high`, both included. Raises `ValueError`."
+    """Uniform from `low` to `high`, both included. Raises `ValueError`."""
+
     low: int
     high: int
-    aligned: bool = False        # grade no question deeper than the number drawn
+    aligned: bool = False  # grade no question deeper than the number drawn
 
-    def __post_init__(self): check(1 <= self.low <= self.high, "low, high", (self.low, self.high), "must be whole numbers with 1 <= low <= high")
+    def __post_init__(self):
+        check(
+            1 <= self.low <= self.high,
+            "low, high",
+            (self.low, self.high),
+            "must be whole numbers with 1 <= low <= high",
+        )
 
     def at(self, step: int, seed: int) -> int:
-        "The number of iterations of optimiser step `step`."
+        """The number of iterations of optimiser step `step`."""
         return int(np.random.default_rng((seed, step)).integers(self.low, self.high + 1))
 
     def limit(self, step: int, seed: int) -> float:
-        "The deepest graded depth at optimiser step `step`."
+        """The deepest graded depth at optimiser step `step`."""
         return self.at(step, seed) if self.aligned else float("inf")
 
 # %% ../../nbs/training/schedules.ipynb #cell-09
 @dataclass
 class Curriculum:
-    "Grade questions up to a depth that rises with the accuracy in validation. Raises `ValueError`."
+    """Grade questions up to a depth that rises with the accuracy in validation.
+
+    Raises `ValueError`.
+    """
+
     start: int = 1
     threshold: float = 0.95
 
@@ -43,13 +54,16 @@ class Curriculum:
         check(0 < self.threshold <= 1, "threshold", self.threshold, "must lie in (0, 1]")
 
     def limit(self, history: list[dict[str, Any]]) -> int:
-        "The deepest graded depth after the validations in `history`, the log of a Trainer."
+        """The deepest graded depth after the validations in `history`, the log of a Trainer."""
         depth = self.start
         for row in history:
-            while row.get(f"eval_accuracy/depth_{depth}", 0) >= self.threshold: depth += 1
+            while row.get(f"eval_accuracy/depth_{depth}", 0) >= self.threshold:
+                depth += 1
         return depth
 
 # %% ../../nbs/training/schedules.ipynb #cell-12
 def warmed(step: int, steps: int) -> float:
-    "The share of its full value that something has at `step` when it grows over `steps`; 1 without a warm-up."
-    return min(1., step / steps) if steps else 1.
+    """The share of its full value that something has at `step` when it grows over `steps`; 1
+    without a warm-up.
+    """
+    return min(1.0, step / steps) if steps else 1.0

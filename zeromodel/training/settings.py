@@ -16,66 +16,105 @@ from .schedules import Curriculum, Iterations
 # %% ../../nbs/training/settings.ipynb #340f3673
 @dataclass
 class LossWeights:
-    "The weight of each term of the loss. Raises `ValueError` for a negative one."
+    """The weight of each term of the loss. Raises `ValueError` for a negative one."""
+
     stability: float = 0.1
     sparsity: float = 0.01
     ponder: float = 0.001
     sparsity_target: float = 0.5
-    warmup_steps: int = 0                # over which the three grow from nothing
+    warmup_steps: int = 0  # over which the three grow from nothing
 
     def __post_init__(self):
-        for key, value in vars(self).items(): check(value >= 0, key, value, "must not be negative")
+        for key, value in vars(self).items():
+            check(value >= 0, key, value, "must not be negative")
 
 # %% ../../nbs/training/settings.ipynb #1e3aafa0
 @dataclass
 class TrainingConfig:
-    "How a model is trained. Raises `ValueError` for sizes that cannot be."
+    """How a model is trained. Raises `ValueError` for sizes that cannot be."""
+
     steps: int
-    batch_size: int                        # problems in an optimiser step, over all devices and pieces
+    batch_size: int  # problems in an optimiser step, over all devices and pieces
     learning_rate: float
-    optimizer: str = "adamw"               # or "muon": Muon for the matrices of the blocks, AdamW for everything else
+    # or "muon": Muon for the matrices of the blocks, AdamW for everything else
+    optimizer: str = "adamw"
     warmup_steps: int = 100
-    decay: float = 1.0                     # share of the steps, the last ones, over which the learning rate falls to nothing along half a cosine
-    around_unit: float = 1.0               # factor of the learning rate for the attention matrices around a latent reasoning unit; with Muon
+    # share of the steps, the last ones, over which the learning rate falls to nothing along half a
+    # cosine
+    decay: float = 1.0
+    # factor of the learning rate for the attention matrices around a latent reasoning unit; with
+    # Muon
+    around_unit: float = 1.0
     weight_decay: float = 0.1
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
-    evaluate_every: int = 100              # steps; curves get a point, and a checkpoint is written
-    format: str = "parallel"               # or "generative", or "cot": the trace, then the answers
-    iterations: Iterations | None = None   # drawn for every batch; None: as the model is configured
-    curriculum: Curriculum | None = None   # over the depth of what is asked; None: everything from the start
-    halting_from: int = 0                  # before this step units make all their iterations
-    ema_decay: float = 0.0                 # of an average of the weights, which takes their place in the end; 0: none
-    accumulation: int = 1                  # pieces of a batch that are computed one after the other
-    bf16: bool = False                     # automatic mixed precision; halting stays in float32
-    compile: bool = False                  # torch.compile
+    evaluate_every: int = 100  # steps; curves get a point, and a checkpoint is written
+    format: str = "parallel"  # or "generative", or "cot": the trace, then the answers
+    iterations: Iterations | None = None  # drawn for every batch; None: as the model is configured
+    # over the depth of what is asked; None: everything from the start
+    curriculum: Curriculum | None = None
+    halting_from: int = 0  # before this step units make all their iterations
+    # of an average of the weights, which takes their place in the end; 0: none
+    ema_decay: float = 0.0
+    accumulation: int = 1  # pieces of a batch that are computed one after the other
+    bf16: bool = False  # automatic mixed precision; halting stays in float32
+    compile: bool = False  # torch.compile
     losses: LossWeights = field(default_factory=LossWeights)
 
-    def __post_init__(self): check_training(self)
+    def __post_init__(self):
+        check_training(self)
 
 # %% ../../nbs/training/settings.ipynb #b59eb902
 def check_training(config: TrainingConfig):
-    "Raises `ValueError` with the key, its value and what it must be."
+    """Raises `ValueError` with the key, its value and what it must be."""
     check_positive(config, "steps", "batch_size", "evaluate_every", "accumulation")
     check_choice("optimizer", config.optimizer, ("adamw", "muon"))
     check_choice("format", config.format, FORMATS)
     check(config.learning_rate > 0, "learning_rate", config.learning_rate, "must be positive")
-    check(0 <= config.warmup_steps < config.steps, "warmup_steps", config.warmup_steps, f"must lie between 0 and steps={config.steps}")
+    check(
+        0 <= config.warmup_steps < config.steps,
+        "warmup_steps",
+        config.warmup_steps,
+        f"must lie between 0 and steps={config.steps}",
+    )
     check(0 < config.decay <= 1, "decay", config.decay, "must lie in (0, 1]")
-    check(0 <= config.halting_from < config.steps, "halting_from", config.halting_from, f"must lie between 0 and steps={config.steps}")
-    check(config.around_unit > 0 and (config.around_unit == 1 or config.optimizer == "muon"), "around_unit", config.around_unit, "must be positive, and 1 without optimizer muon")
+    check(
+        0 <= config.halting_from < config.steps,
+        "halting_from",
+        config.halting_from,
+        f"must lie between 0 and steps={config.steps}",
+    )
+    check(
+        config.around_unit > 0 and (config.around_unit == 1 or config.optimizer == "muon"),
+        "around_unit",
+        config.around_unit,
+        "must be positive, and 1 without optimizer muon",
+    )
     check(0 < config.adam_beta2 < 1, "adam_beta2", config.adam_beta2, "must lie between 0 and 1")
     check(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "must lie in [0, 1)")
-    check(config.weight_decay >= 0 and config.max_grad_norm > 0, "weight_decay, max_grad_norm", (config.weight_decay, config.max_grad_norm), "must not be negative")
-    check(config.batch_size % config.accumulation == 0, "batch_size", config.batch_size, f"must be a multiple of accumulation={config.accumulation}")
+    check(
+        config.weight_decay >= 0 and config.max_grad_norm > 0,
+        "weight_decay, max_grad_norm",
+        (config.weight_decay, config.max_grad_norm),
+        "must not be negative",
+    )
+    check(
+        config.batch_size % config.accumulation == 0,
+        "batch_size",
+        config.batch_size,
+        f"must be a multiple of accumulation={config.accumulation}",
+    )
 
 # %% ../../nbs/training/settings.ipynb #0f33ef6c
 @dataclass
 class RunConfig:
-    "Everything that determines a run, but for the seed."
+    """Everything that determines a run, but for the seed."""
+
     study: str
     experiment: str
     suite: str
-    model: dict[str, Any]           # keys of `ModelSizes`
+    model: dict[str, Any]  # keys of `ModelSizes`
     training: TrainingConfig
-    base_model: str | None = None   # a Llama or Qwen2.5 checkpoint, a folder or a name on the hub, to be converted and trained on problems in words
+    # a Llama or Qwen2.5 checkpoint, a folder or a name on the hub, to be converted and trained on
+    # problems in words
+    base_model: str | None = None

@@ -29,72 +29,129 @@ from .settings import TrainingConfig
 
 # %% ../../nbs/training/trainer.ipynb #cell-11
 class EncodedProblems(Dataset):
-    "A split of encoded problems, in an order given by `seed`."
+    """A split of encoded problems, in an order given by `seed`."""
+
     def __init__(self, arrays: dict[str, np.ndarray], seed: int | None = None):
         n = len(arrays["input_ids"])
         order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
-        self.arrays = {k: torch.from_numpy(arrays[k][order].astype(np.int64)) for k in ("input_ids", "attention_mask", "labels", "query_depth")}
+        self.arrays = {
+            k: torch.from_numpy(arrays[k][order].astype(np.int64))
+            for k in ("input_ids", "attention_mask", "labels", "query_depth")
+        }
 
-    def __len__(self): return len(self.arrays["input_ids"])
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]: return {k: v[indices] for k, v in self.arrays.items()}
+    def __len__(self):
+        return len(self.arrays["input_ids"])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return {k: v[indices] for k, v in self.arrays.items()}
 
 
-def as_is(batch): return batch
+def as_is(batch):
+    return batch
 
 # %% ../../nbs/training/trainer.ipynb #cell-14
 class LatentTrainer(Trainer):
-    "The Hugging Face Trainer with schedules, the components of the loss in the log, accuracy by depth, and checkpoints that are whole or absent."
-    def __init__(self, model, config: TrainingConfig, args: TrainingArguments, tokenizer=None, **kwargs):
-        muon = MuonWithAdamW(model, config.learning_rate, config.weight_decay, config.adam_beta2, config.around_unit) if config.optimizer == "muon" else None
+    """The Hugging Face Trainer with schedules, the components of the loss in the log, accuracy
+    by depth, and checkpoints that are whole or absent.
+    """
+
+    def __init__(
+        self, model, config: TrainingConfig, args: TrainingArguments, tokenizer=None, **kwargs
+    ):
+        muon = (
+            MuonWithAdamW(
+                model,
+                config.learning_rate,
+                config.weight_decay,
+                config.adam_beta2,
+                config.around_unit,
+            )
+            if config.optimizer == "muon"
+            else None
+        )
         super().__init__(model, args, data_collator=as_is, optimizers=(muon, None), **kwargs)
         self.config, self.tokenizer = config, tokenizer
         self.average = average_of(model, config.ema_decay) if config.ema_decay else None
-        self.units = [m for weights in filter(None, (model, self.average)) for m in weights.modules() if isinstance(m, LatentReasoningUnit)]
-        self.components: dict[str, torch.Tensor] = {}       # summed since the last log
+        self.units = [
+            m
+            for weights in filter(None, (model, self.average))
+            for m in weights.modules()
+            if isinstance(m, LatentReasoningUnit)
+        ]
+        self.components: dict[str, torch.Tensor] = {}  # summed since the last log
         self.steps_summed = 0
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
-    def seconds(self) -> float: return self.seconds_before + time.perf_counter() - self.started
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
-    def trained(self) -> torch.nn.Module: return self.model if self.average is None else self.average.module
+    def trained(self) -> torch.nn.Module:
+        return self.model if self.average is None else self.average.module
 
 # %% ../../nbs/training/trainer.ipynb #cell-15
 @patch
 def graded(self: LatentTrainer, batches: Iterator[dict]) -> Iterator[dict]:
-    "The batches, without the labels of questions that the curriculum does not grade yet, or that are too deep for the iterations of this step."
-    limits = [self.config.curriculum.limit(self.state.log_history)] if self.config.curriculum else []
-    if self.config.iterations: limits.append(self.config.iterations.limit(self.state.global_step, self.args.seed))
-    for b in batches: yield b | {"labels": b["labels"].masked_fill(b["query_depth"] > min(limits), IGNORE)} if limits else b
+    """The batches, without the labels of questions that the curriculum does not grade yet, or
+    that are too deep for the iterations of this step.
+    """
+    limits = (
+        [self.config.curriculum.limit(self.state.log_history)] if self.config.curriculum else []
+    )
+    if self.config.iterations:
+        limits.append(self.config.iterations.limit(self.state.global_step, self.args.seed))
+    for b in batches:
+        yield (
+            b | {"labels": b["labels"].masked_fill(b["query_depth"] > min(limits), IGNORE)}
+            if limits
+            else b
+        )
 
 
 @patch
 def get_batch_samples(self: LatentTrainer, iterator, num_batches, device):
-    "Count the real tokens of all pieces of a batch on all devices, as the Trainer counts the labels."
+    """Count the real tokens of all pieces of a batch on all devices, as the Trainer counts the
+    labels.
+    """
     samples, num_items = Trainer.get_batch_samples(self, self.graded(iterator), num_batches, device)
-    self.num_tokens = self.accelerator.gather(sum(s["attention_mask"].sum() for s in samples).to(device)).sum()
+    self.num_tokens = self.accelerator.gather(
+        sum(s["attention_mask"].sum() for s in samples).to(device)
+    ).sum()
     return samples, num_items
 
 
 @patch
 def instruct(self: LatentTrainer) -> dict[str, int]:
-    "Set the schedules to the present step; returns what the model is told."
+    """Set the schedules to the present step; returns what the model is told."""
     step, config, model = self.state.global_step, self.config, self.model
-    for unit in self.units: unit.config.halting = model.config.lru_halting if step >= config.halting_from else "fixed"
+    for unit in self.units:
+        unit.config.halting = model.config.lru_halting if step >= config.halting_from else "fixed"
     model.criterion.share = warmed(step, config.losses.warmup_steps)
-    if config.iterations is None: return {}
-    return {"num_loops" if model.config.num_loops > 1 else "num_iterations": config.iterations.at(step, self.args.seed)}
+    if config.iterations is None:
+        return {}
+    return {
+        "num_loops" if model.config.num_loops > 1 else "num_iterations": config.iterations.at(
+            step, self.args.seed
+        )
+    }
 
 # %% ../../nbs/training/trainer.ipynb #cell-18
 @patch
 def compute_loss(self: LatentTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     inputs = {k: v for k, v in inputs.items() if k != "query_depth"}
     told = self.instruct()
-    outputs = model(**inputs, num_items_in_batch=num_items_in_batch, num_tokens_in_batch=self.num_tokens, **told)
-    if not torch.isfinite(outputs.loss): raise Diverged(f"the loss is {outputs.loss.item()} at step {self.state.global_step}, first in {first_not_finite(self.model, inputs | told)}")
+    outputs = model(
+        **inputs, num_items_in_batch=num_items_in_batch, num_tokens_in_batch=self.num_tokens, **told
+    )
+    if not torch.isfinite(outputs.loss):
+        raise Diverged(
+            f"the loss is {outputs.loss.item()} at step {self.state.global_step}, first in"
+            f" {first_not_finite(self.model, inputs | told)}"
+        )
     self.steps_summed += 1 / self.current_gradient_accumulation_steps
-    for name, value in outputs.loss_components.items(): self.components[name] = self.components.get(name, 0.) + value.detach()
+    for name, value in outputs.loss_components.items():
+        self.components[name] = self.components.get(name, 0.0) + value.detach()
     loss = outputs.loss * self.accelerator.num_processes
     return (loss, outputs) if return_outputs else loss
 
@@ -109,11 +166,16 @@ def log(self: LatentTrainer, logs, *args, **kwargs):
 
 # %% ../../nbs/training/trainer.ipynb #cell-19
 @patch
-def evaluate(self: LatentTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-    "Accuracy of all queries of the validation set, and by depth."
+def evaluate(
+    self: LatentTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"
+) -> dict[str, float]:
+    """Accuracy of all queries of the validation set, and by depth."""
     arrays = {k: v.to(self.args.device) for k, v in self.eval_dataset.arrays.items()}
     right, depth = answer(self.trained.eval(), self.tokenizer, arrays, self.config.format)
-    metrics = {"accuracy/all": right.float().mean().item()} | {f"accuracy/depth_{d}": right[depth == d].float().mean().item() for d in depth.unique().tolist()}
+    metrics = {"accuracy/all": right.float().mean().item()} | {
+        f"accuracy/depth_{d}": right[depth == d].float().mean().item()
+        for d in depth.unique().tolist()
+    }
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items()}
     self.log(metrics)
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -122,57 +184,88 @@ def evaluate(self: LatentTrainer, eval_dataset=None, ignore_keys=None, metric_ke
 # %% ../../nbs/training/trainer.ipynb #cell-21
 @patch
 def _save_checkpoint(self: LatentTrainer, model, trial):
-    "Write the checkpoint elsewhere and move it into place, then drop the one before."
+    """Write the checkpoint elsewhere and move it into place, then drop the one before."""
     final, first = Path(self.args.output_dir), self.is_world_process_zero()
     staging = final.with_name(f".{final.name}.partial")
-    if first: shutil.rmtree(staging, ignore_errors=True)
+    if first:
+        shutil.rmtree(staging, ignore_errors=True)
     self.accelerator.wait_for_everyone()
     self.args.output_dir = str(staging)
-    try: Trainer._save_checkpoint(self, model, trial)
-    finally: self.args.output_dir = str(final)
+    try:
+        Trainer._save_checkpoint(self, model, trial)
+    finally:
+        self.args.output_dir = str(final)
     written = staging / f"checkpoint-{self.state.global_step}"
     self.accelerator.wait_for_everyone()
-    if not first: return
-    if self.average: torch.save(self.average.state_dict(), written / "average.pt")
+    if not first:
+        return
+    if self.average:
+        torch.save(self.average.state_dict(), written / "average.pt")
     write_json(written / "seconds.json", self.seconds)
     earlier = list(final.glob("checkpoint-*"))
     final.mkdir(parents=True, exist_ok=True)
     os.replace(written, final / written.name)
-    for folder in earlier: shutil.rmtree(folder)
+    for folder in earlier:
+        shutil.rmtree(folder)
 
 
 @patch
 def _load_from_checkpoint(self: LatentTrainer, resume_from_checkpoint, model=None):
     Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
-    if self.average: self.average.load_state_dict(torch.load(Path(resume_from_checkpoint) / "average.pt", weights_only=True))
+    if self.average:
+        self.average.load_state_dict(
+            torch.load(Path(resume_from_checkpoint) / "average.pt", weights_only=True)
+        )
 
 # %% ../../nbs/training/trainer.ipynb #cell-23
 class Curves(TrainerCallback):
-    "Write every logged number to a DVCLive folder; call `progress` with the step and the last accuracy."
-    def __init__(self, folder: Path, progress: Callable[[int, float], None]): self.folder, self.progress, self.accuracy = folder, progress, 0.
+    """Write every logged number to a DVCLive folder; call `progress` with the step and the last
+    accuracy.
+    """
+
+    def __init__(self, folder: Path, progress: Callable[[int, float], None]):
+        self.folder, self.progress, self.accuracy = folder, progress, 0.0
 
     def write(self, step: int, logs: dict[str, float]):
         self.accuracy = logs.get("eval_accuracy/all", self.accuracy)
         self.live.step = step
         for name, value in logs.items():
-            if name not in ("epoch", "step") and not name.startswith("train_") and name != "total_flos": self.live.log_metric("loss/total" if name == "loss" else name.removeprefix("eval_"), value)
+            if (
+                name not in ("epoch", "step")
+                and not name.startswith("train_")
+                and name != "total_flos"
+            ):
+                self.live.log_metric(
+                    "loss/total" if name == "loss" else name.removeprefix("eval_"), value
+                )
         self.live.make_summary()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero: return
-        self.live = Live(str(self.folder), resume=False, report=None, save_dvc_exp=False, dvcyaml=None)
-        for row in state.log_history: self.write(row["step"], row)
+        if not state.is_world_process_zero:
+            return
+        self.live = Live(
+            str(self.folder), resume=False, report=None, save_dvc_exp=False, dvcyaml=None
+        )
+        for row in state.log_history:
+            self.write(row["step"], row)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if state.is_world_process_zero: self.write(state.global_step, logs)
+        if state.is_world_process_zero:
+            self.write(state.global_step, logs)
 
-    def on_step_end(self, args, state, control, **kwargs): self.progress(state.global_step, self.accuracy)
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress(state.global_step, self.accuracy)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero: self.live.end()
+        if state.is_world_process_zero:
+            self.live.end()
 
 
 class Average(TrainerCallback):
-    "Take the weights into the average after every step."
-    def __init__(self, trainer: LatentTrainer): self.trainer = trainer
-    def on_step_end(self, args, state, control, **kwargs): self.trainer.average.update_parameters(self.trainer.model)
+    """Take the weights into the average after every step."""
+
+    def __init__(self, trainer: LatentTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.average.update_parameters(self.trainer.model)
