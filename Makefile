@@ -13,12 +13,12 @@ repro: $(BIN)/.installed  ## a fresh clone to the finished report of the active 
 LONGEST := tests/test_study.py tests/test_extension.py       # they begin, so that nobody waits for them in the end
 test: export OMP_NUM_THREADS = 1                             # two processes on two cores, not four threads
 test: $(BIN)/.installed   ## everything that CI runs
-	@echo "== style" && ruff check zeromodel tests
+	@echo "== style" && ruff check . && ruff format --check .
 	@echo "== notebooks (nbdev_test)" && nbdev_test --n_workers 2
 	@echo "== tests (pytest)" && pytest -q -n 2 --durations 20 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
 
 lab: $(BIN)/.installed    ## JupyterLab on the notebooks, at the beginning of the course
-	@jupyter lab nbs --LabApp.default_url=/lab/tree/tasks/causal_loop.ipynb
+	@jupyter lab nbs --LabApp.default_url=/lab/tree/00_tour.ipynb
 
 report: $(BIN)/.installed ## figures and page again from the runs in reports/; nothing is trained
 	@zeromodel study analyse
@@ -29,7 +29,7 @@ bench: $(BIN)/.installed .venv-peers/.installed ## speed beside peers, in one ru
 
 audit: $(BIN)/.installed  ## every shortcut tried on every suite (an hour); tables and figures go to reports/audit
 	@mkdir -p runs
-	@for suite in $$(python -c 'from zeromodel.tasks.files import FROZEN_SIZES; print(*FROZEN_SIZES)'); do \
+	@for suite in $$(python -c 'from zeromodel.tasks.causal_loop.datasets import FROZEN_SIZES; print(*FROZEN_SIZES)'); do \
 	  echo "== $$suite"; zeromodel audit --suite $$suite > /dev/null || [ $$? = 1 ] || exit 1; \
 	  papermill --kernel python3 --no-progress-bar -p study audit/$$suite -p root . nbs/analysis/benchmark/audit.ipynb runs/audit.ipynb || exit 1; \
 	done

@@ -15,11 +15,10 @@ import pandas as pd
 import torch
 
 from zeromodel.evaluation.param_counter import count_flops, count_parameters
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import DeepSeekMLAConfig
-from zeromodel.study.experiments import model_config, read_study, resolve
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.tokens import typical_length
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.study.config import model_config, read_study, resolve
+from zeromodel.tasks.causal_loop.encoding import typical_length
+from zeromodel.tasks.causal_loop.suites import SUITES
 from zeromodel.training.losses import LatentReasoningLoss
 from zeromodel.training.optimizers import MuonWithAdamW
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from naive_generator import naive_problems
 
-from zeromodel.tasks.causal_loop import settle
-from zeromodel.tasks.columns import FIELDS
-from zeromodel.tasks.files import write_dataset
-from zeromodel.tasks.suites import LEVELS, SUITES
+from zeromodel.tasks.causal_loop.datasets import write_dataset
+from zeromodel.tasks.causal_loop.generator.arrow import FIELDS
+from zeromodel.tasks.causal_loop.problem import settle
+from zeromodel.tasks.causal_loop.suites import LEVELS, SUITES
 
 SUITE, TEXT = SUITES["standard"], ("id", "level", "depth", "tau", "text", "query", "answer", "hash")
 PEER = """
@@ -144,8 +144,8 @@ def peak_memory(n: int) -> float:
     code = f"""
 import resource, tempfile
 from pathlib import Path
-from zeromodel.tasks.columns import FIELDS
-from zeromodel.tasks.files import write_dataset
+from zeromodel.tasks.causal_loop.generator.arrow import FIELDS
+from zeromodel.tasks.causal_loop.datasets import write_dataset
 with tempfile.TemporaryDirectory() as folder: write_dataset(Path(folder) / "x", "standard", "train", dict.fromkeys((1, 2, 3, 4), 1.), {n}, 0, "parquet", {TEXT!r}, threads=2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -1,5 +1,5 @@
 """The generator as one would write it first: draw a problem in plain Python, look whether it is
-wanted, draw again. The peer of `zeromodel.tasks.generate`.
+wanted, draw again. The peer of `zeromodel.tasks.causal_loop.generator.stream`.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from itertools import product
 
-from zeromodel.tasks.causal_loop import (
+from zeromodel.tasks.causal_loop.problem import (
     NeverSettles,
     Problem,
     Rule,
@@ -16,7 +16,7 @@ from zeromodel.tasks.causal_loop import (
     relevant,
     settle,
 )
-from zeromodel.tasks.suites import Suite, difficulties, splits_of
+from zeromodel.tasks.causal_loop.suites import Suite, difficulties, splits_of
 
 
 def number(rng: random.Random, operator: str, m: int) -> int:

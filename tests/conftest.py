@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from zeromodel.tasks.files import FROZEN_SIZES, write_frozen_suites
+from zeromodel.tasks.causal_loop.datasets import FROZEN_SIZES, write_frozen_suites
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

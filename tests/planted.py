@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from zeromodel.evaluation.counts import COLUMNS, FILE_COLUMNS, write_evaluation
-from zeromodel.training.checkpoints import write_json
+from zeromodel.evaluation.metrics import COLUMNS, FILE_COLUMNS, write_evaluation
+from zeromodel.io import write_json
 
 TINY = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention="gqa"

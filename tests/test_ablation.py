@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from zeromodel.cli import app
 from zeromodel.study import ablation as module
-from zeromodel.study.pipeline import train_experiments, write_problems
-from zeromodel.tasks.files import write_dataset
+from zeromodel.study.runner import train_experiments
+from zeromodel.study.stages import write_problems
+from zeromodel.tasks.causal_loop.datasets import write_dataset
 
 RUNS = Path("reports/nano/runs")
 

@@ -8,12 +8,10 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from zeromodel.tasks.audit import AuditResult, audit, audit_folder
-from zeromodel.tasks.causal_loop import parse
-from zeromodel.tasks.questions import AuditError
-from zeromodel.tasks.records import sample
-from zeromodel.tasks.shortcuts import SHORTCUTS, each
-from zeromodel.tasks.verdicts import REASONS
+from zeromodel.tasks.causal_loop.audit.judge import REASONS
+from zeromodel.tasks.causal_loop.audit.report import AuditResult, audit, audit_folder
+from zeromodel.tasks.causal_loop.audit.shortcuts import SHORTCUTS, AuditError, each
+from zeromodel.tasks.causal_loop.problem import parse, sample
 
 N = "BCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import HALTINGS, DeepSeekMLAConfig
-from zeromodel.model.layout import lay_out
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.model.config import HALTINGS
 from zeromodel.model.mla import RMSNorm, attention
-from zeromodel.study.experiments import read_study
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.tokens import vocabulary
-from zeromodel.training import runs
+from zeromodel.model.positions import lay_out
+from zeromodel.study.config import read_study
+from zeromodel.tasks.causal_loop.encoding import vocabulary
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.training import run as runs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 STUDY, CONFIGS = read_study(Path(__file__).parents[1] / "params.yaml")

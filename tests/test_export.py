@@ -11,13 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from zeromodel.tasks.causal_loop import parse, settle
-from zeromodel.tasks.export import SCHEMAS, write_parquet
-from zeromodel.tasks.generate import problems
-from zeromodel.tasks.records import sample
-from zeromodel.tasks.reward import causal_loop_reward, compute_score
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.templates import HELD_OUT, TRAIN, ideal_response, parse_text, statement
+from zeromodel.tasks.causal_loop.export import SCHEMAS, write_parquet
+from zeromodel.tasks.causal_loop.generator.stream import problems
+from zeromodel.tasks.causal_loop.problem import parse, sample, settle
+from zeromodel.tasks.causal_loop.reward import causal_loop_reward, compute_score
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.tasks.causal_loop.templates import (
+    HELD_OUT,
+    TRAIN,
+    ideal_response,
+    parse_text,
+    statement,
+)
 
 
 def draw_samples(suite: str = "standard", split: str = "train", n: int = 80) -> list[dict]:
@@ -115,7 +120,7 @@ def test_interrupted_export_leaves_the_old_file(tmp_path):
 
 def test_reward_file_can_be_given_to_verl_by_its_path():
     spec = importlib.util.spec_from_file_location(
-        "custom_module", ROOT / "zeromodel/tasks/reward.py"
+        "custom_module", ROOT / "zeromodel/tasks/causal_loop/reward.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

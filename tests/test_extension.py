@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from conftest import ROOT, commit, run
 
-from zeromodel.study.experiments import compose, merge
+from zeromodel.study.config import compose, merge
 
 README = (ROOT / "README.md").read_text()
 
@@ -117,12 +117,13 @@ def test_a_new_position_mixing(copy):
     )
     export(copy)
     # causal, the same told one by one, the same for a subset: every combination
-    run("nbdev_test", "--path", "nbs/model/mixing.ipynb", cwd=copy)
+    run("nbdev_test", "--path", "nbs/2_model/06_lru.ipynb", cwd=copy)
     # the position after it instead: the checks must see that
     insert(copy, "model/mixing", 'past.tail(f"shift{step}", x, 1)[:, :-1]', "x.roll(-1, 1)")
     export(copy)
     assert (
-        run("nbdev_test", "--path", "nbs/model/mixing.ipynb", cwd=copy, check=False).returncode != 0
+        run("nbdev_test", "--path", "nbs/2_model/06_lru.ipynb", cwd=copy, check=False).returncode
+        != 0
     )
 
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT, copy_repository, run
 from packaging.specifiers import SpecifierSet
 
-from zeromodel.study.pipeline import PipelineError, check_benchmark
+from zeromodel.study.stages import PipelineError, check_benchmark
 
 
 def out_of_step(folder: Path) -> list[str]:
@@ -61,9 +61,9 @@ def test_package_and_readme_are_exported(copy):
 
 
 def test_export_gate_closes(copy):
-    module = copy / "zeromodel/model/rope.py"
+    module = copy / "zeromodel/model/positions.py"
     module.write_text(module.read_text().replace("position_ids", "positions"))
-    assert out_of_step(copy) == ["zeromodel/model/rope.py"]
+    assert out_of_step(copy) == ["zeromodel/model/positions.py"]
 
 
 def test_notebooks_are_clean(copy):
@@ -71,7 +71,7 @@ def test_notebooks_are_clean(copy):
 
 
 def test_clean_gate_closes(copy):
-    path = copy / "nbs/model/rope.ipynb"
+    path = copy / "nbs/2_model/03_positions.ipynb"
     notebook = json.loads(path.read_text())
     cell = next(c for c in notebook["cells"] if c["cell_type"] == "code")
     cell["outputs"], cell["execution_count"] = (

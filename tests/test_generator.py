@@ -15,10 +15,23 @@ from pathlib import Path
 import pytest
 from conftest import BIN, ROOT
 
-from zeromodel.tasks.causal_loop import Problem, canonical_hash, depths, parse, relevant, solve
-from zeromodel.tasks.generate import problems, tables
-from zeromodel.tasks.records import sample
-from zeromodel.tasks.suites import SPLITS, SUITES, splits_of, suite_named, variants
+from zeromodel.tasks.causal_loop.generator.stream import problems, tables
+from zeromodel.tasks.causal_loop.problem import (
+    Problem,
+    canonical_hash,
+    depths,
+    parse,
+    relevant,
+    sample,
+    solve,
+)
+from zeromodel.tasks.causal_loop.suites import (
+    SPLITS,
+    SUITES,
+    splits_of,
+    suite_named,
+    variants,
+)
 
 # compared in the test of the two oracles
 NUMBER_OF_PROBLEMS = int(os.environ.get("ORACLE_PROBLEMS", 40_000))

@@ -5,8 +5,14 @@ offline.
 import pytest
 from conftest import ROOT
 
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.templates import HELD_OUT, TRAIN, ideal_response, parse_text, statement
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.tasks.causal_loop.templates import (
+    HELD_OUT,
+    TRAIN,
+    ideal_response,
+    parse_text,
+    statement,
+)
 
 lm_eval = pytest.importorskip("lm_eval")
 SEPARATOR = "=== next problem ==="

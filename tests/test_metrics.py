@@ -32,13 +32,11 @@ from zeromodel.evaluation.metrics import (
 )
 from zeromodel.evaluation.param_counter import ModelCost
 from zeromodel.evaluation.speed import measure_speed
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import DeepSeekMLAConfig
-from zeromodel.tasks.causal_loop import parse
-from zeromodel.tasks.generate import problems
-from zeromodel.tasks.records import sample
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.tokens import make_tokenizer
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.tasks.causal_loop.encoding import make_tokenizer
+from zeromodel.tasks.causal_loop.generator.stream import problems
+from zeromodel.tasks.causal_loop.problem import parse, sample
+from zeromodel.tasks.causal_loop.suites import SUITES
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 SAMPLES = [

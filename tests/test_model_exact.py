@@ -16,12 +16,13 @@ import torch
 import yaml
 from transformers import DynamicCache, StaticCache
 
-from zeromodel.model import cache, halting, lru, mixing
+from zeromodel.model import cache, halting, lru
+from zeromodel.model import lru as mixing
 from zeromodel.model.cache import measured_bytes
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import HALTINGS, MIXINGS, DeepSeekMLAConfig, LRUConfig
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.model.config import HALTINGS, MIXINGS, LRUConfig
+from zeromodel.model.costs import cache_bytes, parameter_counts, unit_parameters
 from zeromodel.model.mla import RMSNorm
-from zeromodel.model.sizes import cache_bytes, parameter_counts, unit_parameters
 
 BAR, VOCABULARY, N = 1e-12, 23, 3
 DEVICE = os.environ.get("ZEROMODEL_TEST_DEVICE", "cpu")  # cuda: all of this on a GPU

@@ -27,11 +27,10 @@ from zeromodel.evaluation.param_counter import (
     match_sizes,
 )
 from zeromodel.model.cache import measured_bytes
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import DeepSeekMLAConfig
-from zeromodel.model.parts import CELLS, HALTINGS, ModelSizes
-from zeromodel.model.sizes import activation_bytes, cache_bytes
-from zeromodel.study.experiments import model_config, read_study, resolve
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.model.config import CELLS, HALTINGS, ModelSizes
+from zeromodel.model.costs import activation_bytes, cache_bytes
+from zeromodel.study.config import model_config, read_study, resolve
 
 STUDY, _ = read_study(ROOT / "params.yaml")
 EXPERIMENTS = {name: resolve(STUDY, name).model for name in STUDY.experiments}

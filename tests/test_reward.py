@@ -11,11 +11,11 @@ from collections import Counter
 
 import pytest
 
-from zeromodel.tasks.causal_loop import settle
-from zeromodel.tasks.generate import problems
-from zeromodel.tasks.reward import MAX_LENGTH, causal_loop_reward, compute_score
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.templates import (
+from zeromodel.tasks.causal_loop.generator.stream import problems
+from zeromodel.tasks.causal_loop.problem import settle
+from zeromodel.tasks.causal_loop.reward import MAX_LENGTH, causal_loop_reward, compute_score
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.tasks.causal_loop.templates import (
     INSTRUCTION,
     TEMPLATES,
     chat_prompt,
@@ -385,7 +385,7 @@ def test_conventions():
 def test_stands_alone():
     """A reward worker imports nothing heavy with it."""
     code = (
-        "import sys, zeromodel.tasks.reward; print([m for m in ('torch', 'transformers', 'numpy',"
+        "import sys, zeromodel.tasks.causal_loop.reward; print([m for m in ('torch', 'transformers', 'numpy',"
         " 'datasets') if m in sys.modules])"
     )
     assert (

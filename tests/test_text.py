@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zeromodel.tasks.causal_loop import Problem, ProblemError, Rule, parse
-from zeromodel.tasks.generate import problems as draw_problems
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.templates import (
+from zeromodel.tasks.causal_loop.generator.stream import problems as draw_problems
+from zeromodel.tasks.causal_loop.problem import Problem, ProblemError, Rule, parse
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.tasks.causal_loop.templates import (
     HELD_OUT,
     TEMPLATES,
     TRAIN,

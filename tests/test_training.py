@@ -14,22 +14,15 @@ from conftest import ROOT, run
 from two_steps import two_steps
 
 from zeromodel.evaluation.param_counter import count_flops, count_parameters
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import DeepSeekMLAConfig
-from zeromodel.study.experiments import (
-    StudyError,
-    compose,
-    model_config,
-    origins,
-    read_study,
-    resolve,
-)
-from zeromodel.study.pipeline import encoded, save_arrays
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.tokens import make_tokenizer, typical_length
-from zeromodel.training import runs, trainer
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.study.config import StudyError, compose, model_config, origins, read_study, resolve
+from zeromodel.study.stages import encoded, save_arrays
+from zeromodel.tasks.causal_loop.encoding import make_tokenizer, typical_length
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.training import run as runs
+from zeromodel.training import trainer
+from zeromodel.training.config import Curriculum, Iterations
 from zeromodel.training.losses import LossWeights
-from zeromodel.training.schedules import Curriculum, Iterations
 
 MAIN, GROUPS = "mla_lru_adaptive", ["baseline", "mla_only", "mla_lru_fixed", "mla_lru_adaptive"]
 LOSSES = "training.losses."

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 
-from zeromodel.model.causal_lm import DeepSeekMLAForCausalLM
-from zeromodel.model.config import DeepSeekMLAConfig
-from zeromodel.tasks.answers import encode_as
-from zeromodel.tasks.generate import problems
-from zeromodel.tasks.suites import SUITES
-from zeromodel.tasks.tokens import make_tokenizer
+from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
+from zeromodel.tasks.causal_loop.encoding import encode_as, make_tokenizer
+from zeromodel.tasks.causal_loop.generator.stream import problems
+from zeromodel.tasks.causal_loop.suites import SUITES
+from zeromodel.training.config import Curriculum
 from zeromodel.training.losses import LatentReasoningLoss
-from zeromodel.training.runs import arguments
-from zeromodel.training.schedules import Curriculum
+from zeromodel.training.run import arguments
 from zeromodel.training.trainer import EncodedProblems, LatentTrainer, TrainingConfig
 
 BATCH = 8
