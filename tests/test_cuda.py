@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
-from zeromodel.model.config import HALTINGS
+from zeromodel.model.config import HALTING_RULES
 from zeromodel.model.mla import RMSNorm, attention
 from zeromodel.model.positions import lay_out
 from zeromodel.study.config import read_study
@@ -60,7 +60,7 @@ def apart(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("halts", HALTINGS)
+@pytest.mark.parametrize("halts", HALTING_RULES)
 def test_a_gpu_computes_the_same(name, halts):
     """Logits and gradients: float64 but for the float32 table of rotary angles, of which a GPU
     may get the last bit of a cosine differently; float32 and bf16 mixed precision to theirs.
@@ -89,7 +89,7 @@ def test_made_where_it_will_be(name):
     )
 
 
-@pytest.mark.parametrize("halts", HALTINGS)
+@pytest.mark.parametrize("halts", HALTING_RULES)
 def test_halting_stays_in_float32(halts):
     model = made(CONFIGS["mla_lru_adaptive"].model, lru_halting=halts).cuda()
     with torch.autocast("cuda", torch.bfloat16), torch.no_grad():

@@ -16,11 +16,10 @@ import torch
 import yaml
 from transformers import DynamicCache, StaticCache
 
-from zeromodel.model import cache, halting, lru
-from zeromodel.model import lru as mixing
+from zeromodel.model import cache, halting, lru, parts
 from zeromodel.model.cache import measured_bytes
 from zeromodel.model.causal_lm import DeepSeekMLAConfig, DeepSeekMLAForCausalLM
-from zeromodel.model.config import HALTINGS, MIXINGS, LRUConfig
+from zeromodel.model.config import HALTING_RULES, MIXINGS, LRUConfig
 from zeromodel.model.costs import cache_bytes, parameter_counts, unit_parameters
 from zeromodel.model.mla import RMSNorm
 
@@ -74,7 +73,7 @@ def lively(**keys) -> DeepSeekMLAForCausalLM:
         unit.config.convergence_tolerance = 10.0
         # half of them are sure enough after two steps; none is on the edge, where rounding would
         # decide
-        if unit.config.halting in ("confidence", "convergence"):
+        if unit.config.halting_rule().needs_readout:
             sure = model(IDS, early_exit=False).lru_outputs[0].halt_probs[1].flatten().sort().values
             unit.config.halt_threshold = sure[6:8].mean().item()
     return model
@@ -219,7 +218,7 @@ PROPERTIES = (
 )
 
 
-@pytest.mark.parametrize("halts", HALTINGS)
+@pytest.mark.parametrize("halts", HALTING_RULES)
 @pytest.mark.parametrize(
     "cell, update", [("gru", "gru"), ("mlp", "residual"), ("block", "residual"), ("block", "sum")]
 )
@@ -232,7 +231,9 @@ def test_everything_is_exact(cell, update, halts):
             lru_halting=halts,
             lru_halt_threshold=0.7,
         )
-        assert (len(model(IDS).lru_outputs[0].num_iterations.unique()) > 1) == (halts != "fixed"), m
+        assert (len(model(IDS).lru_outputs[0].num_iterations.unique()) > 1) == HALTING_RULES[
+            halts
+        ].can_halt, m
         for check in PROPERTIES:
             for name, error in check(model).items():
                 assert error < BAR, f"{name}, mixing {m}: {error:.2g}"
@@ -334,23 +335,25 @@ def mean_without_padding_rule(h, layout, past=cache.NO_PAST, name="sum"):
     return sums / (layout.index + 1)[..., None]
 
 
-def no_tail_for_the_halted(self, x, base, layout, past=cache.NO_PAST, step=0, who=mixing.EVERYONE):
-    return None if who.empty else MIX(self, x, base, layout, past, step, who)
+def no_tail_for_the_halted(self, x, prepared, layout, past, step, active):
+    return None if active.empty else MIX(self, x, prepared, layout, past, step, active)
 
 
-def without_reach(self, x, layout, *args):
-    return TAPS(self, x, SimpleNamespace(reach=None), *args)
+def without_reach(self, weights, x, layout, *args):
+    return OBSERVE(self, weights, x, SimpleNamespace(reach=None), *args)
 
 
 def not_frozen(self, h, running, *args):
     return ITERATE(self, h, torch.ones_like(running), *args)
 
 
-MIX, TAPS, ITERATE = (
-    mixing.PositionMixing.forward,
-    mixing.CausalConv.taps,
-    lru.LatentReasoningUnit.iterate,
-)
+def part_of_the_remainder(self):
+    return 0.5 * (1 - self.total)
+
+
+MIX = lru.PositionMixing.forward
+OBSERVE = parts.CausalConv.observe
+ITERATE = lru.LatentReasoningUnit.iterate
 MUTATIONS = {  # what is done wrong: where, with what, and the property that fails
     "the mean of the prefix looks at the whole text": (
         lru,
@@ -371,7 +374,7 @@ MUTATIONS = {  # what is done wrong: where, with what, and the property that fai
         packing,
     ),
     "frozen states are not written into the tails of later iterations": (
-        mixing.PositionMixing,
+        lru.PositionMixing,
         "forward",
         no_tail_for_the_halted,
         decoding,
@@ -382,22 +385,22 @@ MUTATIONS = {  # what is done wrong: where, with what, and the property that fai
         not_frozen,
         early_exit,
     ),
-    "the convolution reaches into padding": (mixing.CausalConv, "taps", without_reach, padding),
+    "the convolution reaches into padding": (parts.CausalConv, "observe", without_reach, padding),
     "the convolution reaches into other documents": (
-        mixing.CausalConv,
-        "taps",
+        parts.CausalConv,
+        "observe",
         without_reach,
         packing,
     ),
-    "the last step counts for its probability, not for the remainder": (
-        halting.Halting,
-        "remainder",
-        lambda self, share: share,
+    "the last step counts for half of the remainder": (
+        halting.HaltingProgress,
+        "left",
+        part_of_the_remainder,
         weights,
     ),
     "beams leave the past of the unit where it was": (
         cache.PastLayer,
-        "every",
+        "change_rows",
         lambda self, change: None,
         beams,
     ),
