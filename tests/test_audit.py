@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from random import Random
 
 import pyarrow.feather
@@ -35,7 +36,7 @@ def number(rng: Random) -> int:
 
 
 # What each suite gives away, and the shortcuts that must notice.
-def sums(rng):  # one chain that only adds: any order will do, and nothing else is there to add
+def sums(rng):  # one chain that only adds, and no distractor: the order does not matter
     return listed(
         rng,
         [
@@ -61,12 +62,12 @@ def mostly_zero(rng):
     )
 
 
-def fixed_start(rng):  # the example of the design document: the loop starts where it ends
+def fixed_start(rng):  # the loop starts where it ends
     a, k = rng.randrange(17), rng.randrange(2, 17)
     return listed(rng, [f"A={a}", f"B=A*{k}", f"A=B+{(a - a * k) % 17}"], "A", level=2)
 
 
-def always_three(rng):  # what the last rule reads is 0 in any case
+def always_three(rng):  # the last rule always reads 0
     return listed(
         rng, [f"A={rng.randrange(17)}", "B=A*0", f"C=B+{rng.choice([0, 0, 0, *range(17)])}"], "C"
     )
@@ -185,7 +186,7 @@ def clean_chain(rng: Random, depth: int) -> dict:
         )
 
     rules = [f"{v}={rng.randrange(17)}" for v in (names[0], *names[-2:])] + [
-        rule(b, a, k) for a, b, k in zip(names, names[1 : depth + 1], kinds, strict=True)
+        rule(b, a, k) for a, b, k in zip(names[:depth], names[1 : depth + 1], kinds, strict=True)
     ]
     beyond = rng.randrange(10 - depth)
     for i in range(depth + 1, 10):
@@ -327,10 +328,7 @@ def test_length_that_tells_the_depth_is_found(clean):
             rng,
             [
                 f"A={number(rng)}",
-                *(
-                    f"{b}={a}*{rng.randrange(2, 17)}"
-                    for a, b in zip("A" + N, N[:depth], strict=True)
-                ),
+                *(f"{b}={a}*{rng.randrange(2, 17)}" for a, b in pairwise("A" + N[:depth])),
             ],
             N[depth - 1],
         )

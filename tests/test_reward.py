@@ -222,7 +222,9 @@ class Attacker:
         words = self.rng.choice(
             ["", "So it is", "The answer: ", "4", "<think>", "\x00", "𝟒", "A=1", "٤"]
         )
-        return f"{self.thought()}{self.space()}{words}<answer>{self.space()}{self.written(truth)}{self.space()}</answer>{self.space()}{words}"
+        before, inside, after = (self.space() for _ in range(3))
+        answer = f"<answer>{inside}{self.written(truth)}{self.space()}</answer>"
+        return f"{self.thought()}{before}{words}{answer}{after}{words}"
 
     def parts(self, truth: str) -> str:
         return "".join(
@@ -254,7 +256,8 @@ class Attacker:
 
     def inside(self, truth: str) -> str:
         """Anything at all between well-placed tags."""
-        return f"{self.thought()}<answer>{''.join(self.rng.choices([*PARTS, truth], k=self.rng.randrange(1, 4)))}</answer>"
+        parts = self.rng.choices([*PARTS, truth], k=self.rng.randrange(1, 4))
+        return f"{self.thought()}<answer>{''.join(parts)}</answer>"
 
     def newlines(self, truth: str) -> str:
         return self.correct(truth).replace(" ", self.rng.choice(SPACES[2:]))
@@ -385,8 +388,9 @@ def test_conventions():
 def test_stands_alone():
     """A reward worker imports nothing heavy with it."""
     code = (
-        "import sys, zeromodel.tasks.causal_loop.reward; print([m for m in ('torch', 'transformers', 'numpy',"
-        " 'datasets') if m in sys.modules])"
+        "import sys, zeromodel.tasks.causal_loop.reward;"
+        " heavy = ('torch', 'transformers', 'numpy', 'datasets');"
+        " print([m for m in heavy if m in sys.modules])"
     )
     assert (
         subprocess.run(

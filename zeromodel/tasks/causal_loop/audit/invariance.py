@@ -47,17 +47,20 @@ def disguised(problem: Problem, rng: Random) -> tuple[Problem, dict[str, str]]:
 
 # %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-10
 def without_distractor(problem: Problem, rng: Random) -> Problem | None:
-    """`problem` without a random distractor and everything that depends on it; None when there
-    is no distractor.
+    """`problem` without a random distractor and everything that depends on it.
+
+    None when there is no distractor.
     """
     spare = sorted(
         (problem.initial.keys() | problem.definitions.keys()) - relevant(problem, problem.query)
     )
     if not spare:
         return None
-    gone = {rng.choice(spare)}
-    while more := {r.target for r in problem.rules if not gone.isdisjoint(r.reads)} - gone:
-        gone |= more
+    gone, grows = {rng.choice(spare)}, True
+    while grows:
+        readers = {r.target for r in problem.rules if not gone.isdisjoint(r.reads)}
+        grows = not readers <= gone
+        gone |= readers
     return replace(problem, rules=tuple(r for r in problem.rules if r.target not in gone))
 
 # %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-13
@@ -84,8 +87,9 @@ def edited(q: Question, rng: Random) -> tuple[Problem, Rule, Rule]:
 def swallowed_by(
     q: Question, before: dict[str, int], after: dict[str, int], old: Rule
 ) -> str | None:
-    """What made an edit of the line `old` without effect on the values `before` and `after`;
-    None when nothing did.
+    """The reason why an edit of the line `old` does not change the answer, or None.
+
+    before, after: the values of the variables before and after the edit.
     """
     if old.operator and before[old.target] == after[old.target] and not q.problem.seeds:
         return "the edited rule gives the same value"
@@ -105,8 +109,9 @@ def swallowed_by(
 
 # %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-14
 def edit_effect(q: Question, rng: Random) -> str | None:
-    """What a random edit on the path does to the answer: `changed`, or what swallowed it; None
-    when neither is so.
+    """The effect of a random edit on the path: `changed`, or the reason why nothing changed.
+
+    None when there is no reason.
     """
     problem, old, new = edited(q, rng)
     try:
@@ -119,20 +124,24 @@ def edit_effect(q: Question, rng: Random) -> str | None:
         else swallowed_by(q, q.values, after, old)
     )
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-19
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-21
 class Forms:
-    """Numbers for computations: equal numbers for equal computations, whatever the names, the
-    order of rules and the order of operands.
+    """Numbers for computations: equal numbers for equal computations.
+
+    Names, the order of rules and the order of operands do not matter.
     """
 
     def __init__(self, laps: int = 4, subtraction: bool = True):
-        # without subtraction: x-3 modulo 5 is x+2
-        self.number, self.laps, self.subtraction = {}, laps, subtraction
+        self.number = {}
+        self.laps = laps
+        self.subtraction = subtraction  # False: x-3 modulo 5 is read as x+2
 
     def intern(self, *parts) -> int:
+        """The number of the expression that consists of `parts`."""
         return self.number.setdefault(parts, len(self.number))
 
     def of_rule(self, r: Rule, values: dict[str, int], modulus: int) -> int:
+        """The form of what rule `r` computes from variables with the forms `values`."""
         if not self.subtraction and r.operator == "-" and isinstance(r.right, int):
             r = r._replace(operator="+", right=-r.right % modulus)
         left, right = (
@@ -144,47 +153,41 @@ class Forms:
 
     def __call__(self, problem: Problem) -> dict[str, int]:
         """The form of every variable that the query depends on."""
-        m, definitions, needed = (
-            problem.modulus,
-            problem.definitions,
-            relevant(problem, problem.query),
-        )
-        values = start = {v: self.intern("value", x % m, m) for v, x in problem.initial.items()}
-        order, seeds = (
-            [v for v in problem.order if v in needed],
-            [s for s in problem.seeds if s in needed],
-        )
-        for lap in range(1 + self.laps * bool(seeds)):
+        modulus, definitions = problem.modulus, problem.definitions
+        needed = relevant(problem, problem.query)
+        order = [v for v in problem.order if v in needed]
+        seeds = [v for v in problem.seeds if v in needed]
+        start = {v: self.intern("value", x % modulus, modulus) for v, x in problem.initial.items()}
+        values = dict(start)
+        for lap in range(1 + self.laps if seeds else 1):
             if lap:
-                values = values | {
-                    s: self.intern("seed", start[s], self.of_rule(definitions[s], values, m))
-                    for s in seeds
-                }
-            else:
-                values = dict(values)
+                recurrences = {v: self.of_rule(definitions[v], values, modulus) for v in seeds}
+                values |= {v: self.intern("seed", start[v], r) for v, r in recurrences.items()}
             for v in order:
-                values[v] = self.of_rule(definitions[v], values, m)
+                values[v] = self.of_rule(definitions[v], values, modulus)
         return values
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-20
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-22
 def question_forms(questions: list[Question], forms: Forms) -> list[int]:
-    """The form of every question; after so many laps is another question than once settled."""
+    """The form of every question.
+
+    A question about the value after some laps has another form than one about the settled value.
+    """
     found, problem, values = [], None, None
     for q in questions:
         if q.problem is not problem:
             problem, values = q.problem, forms(q.problem)
-        found.append(
-            values[q.variable]
-            if problem.laps is None
-            else forms.intern("after", problem.laps, values[q.variable])
-        )
+        form = values[q.variable]
+        if problem.laps is not None:
+            form = forms.intern("after", problem.laps, form)
+        found.append(form)
     return found
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-25
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-27
 def check(
     name: str, level: int, n: int, count: int, verdict: str | None = None, note: str = ""
 ) -> dict:
-    """One row; unless a verdict is given, a single case is a failure."""
+    """One row; without a given verdict, a single wrong case is a failure."""
     return dict(
         check=name,
         level=level,
@@ -208,10 +211,11 @@ def disguised_questions(questions: list[Question], rng: Random) -> list[Question
         found += [replace(q, problem=problem, variable=new[q.variable]) for q in qs]
     return found
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-26
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-28
 def invariance_checks(questions: list[Question], rng: Random) -> list[dict]:
-    """Wrong answers, and what a disguise or the deletion of a distractor changes; a row for each
-    level.
+    """Count wrong answers and answers that change under a disguise or without a distractor.
+
+    A row for each level.
     """
     n, bad = defaultdict(Counter), defaultdict(Counter)
     for qs in tqdm(by_problem(questions), desc="disguising problems", delay=2, unit="problem"):
@@ -252,8 +256,9 @@ def invariance_checks(questions: list[Question], rng: Random) -> list[dict]:
 
 
 def edit_checks(questions: list[Question], rng: Random) -> list[dict]:
-    """How many edits on the path leave the answer as it is, and why; one without a reason is a
-    failure.
+    """Count the edits on the path that do not change the answer, by reason.
+
+    One without a reason is a failure.
     """
     effects = defaultdict(Counter)
     for q in tqdm(questions, desc="editing problems", delay=2, unit="question"):
@@ -272,14 +277,16 @@ def edit_checks(questions: list[Question], rng: Random) -> list[dict]:
         for level, e in sorted(effects.items())
     ]
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-29
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-31
 def overlap_checks(
     splits: dict[str, list[Question]], rng: Random, shared_below: int = 0
 ) -> list[dict]:
-    """Distinct questions that two splits share, for each pair of splits and each level; the
-    later split is disguised.
+    """Count the different questions that two splits share, by pair of splits and level.
+
+    The later split is disguised.
     """
-    forms, rows = Forms(2 * max(len(q.problem.seeds) for qs in splits.values() for q in qs)), []
+    forms = Forms(2 * max(len(q.problem.seeds) for qs in splits.values() for q in qs))
+    rows = []
     asked = {name: set(question_forms(qs, forms)) for name, qs in splits.items()}
     for a, b in combinations(splits, 2):
         groups = defaultdict(set)
@@ -288,71 +295,48 @@ def overlap_checks(
         ):
             groups[q.level, q.dial == "depth" and q.difficulty < shared_below].add(f)
         for (level, few), found in sorted(groups.items()):
-            why = ("info", "there are too few to hold any out") if few else ()
-            rows.append(
-                check(
-                    f"asked in {a} and {b}" + f", depth below {shared_below}" * few,
-                    level,
-                    len(found),
-                    len(found & asked[a]),
-                    *why,
-                )
-            )
-            if not few and a == next(iter(splits)):
+            name, shared = f"asked in {a} and {b}", len(found & asked[a])
+            if few:
+                name += f", depth below {shared_below}"
+                note = "there are too few to hold any out"
+                rows.append(check(name, level, len(found), shared, "info", note))
+                continue
+            rows.append(check(name, level, len(found), shared))
+            if a == next(iter(splits)):
+                changed = len(found - asked[b])
                 rows.append(
-                    check(
-                        f"changed its form in disguise ({b})",
-                        level,
-                        len(found),
-                        len(found - asked[b]),
-                    )
+                    check(f"changed its form in disguise ({b})", level, len(found), changed)
                 )
     return rows
 
-# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-30
+# %% ../../../../nbs/1_tasks/causal_loop/13_audit_invariance.ipynb #cell-32
 def kinship_checks(
     train: list[Question], test: list[Question], shared_below: int = 0
 ) -> list[dict]:
-    """Distinct test questions without a loop that are a step of a training problem, or that mean
-    the same as a training question; and whether forms and hashes agree.
+    """Count the different test questions without a loop that are close to training.
+
+    They are a step of a training problem, or mean the same as a training question. Also check
+    whether forms and hashes agree.
     """
-    forms, meanings, rows = (
-        Forms(2 * max(len(q.problem.seeds) for q in test)),
-        Forms(subtraction=False),
-        [],
-    )
-    steps = set().union(
-        *(
-            forms(qs[0].problem).values()
-            for qs in by_problem([q for q in train if q.dial == "depth"])
-        )
-    )
-    meant = set(question_forms([q for q in train if q.dial == "depth"], meanings))
+    forms = Forms(2 * max(len(q.problem.seeds) for q in test))
+    meanings = Forms(subtraction=False)
+    chains = [q for q in train if q.dial == "depth"]
+    steps = set().union(*(forms(qs[0].problem).values() for qs in by_problem(chains)))
+    meant = set(question_forms(chains, meanings))
+    rows = []
     for level in sorted({q.level for q in test}):
         qs = [q for q in test if q.level == level]
-        same = list(
-            zip(
-                question_forms(qs, forms),
-                ((q.problem.laps, canonical_hashes(q.problem)[q.variable]) for q in qs),
-                strict=True,
-            )
-        )
-        rows.append(
-            check(
-                "form and canonical hash disagree",
-                level,
-                len(same),
-                2 * len(set(same)) - len({f for f, _ in same}) - len({h for _, h in same}),
-            )
-        )
-        if chains := [q for q in qs if q.dial == "depth" and q.difficulty >= shared_below]:
-            for name, kin, found in (
-                ("is a step of a training problem", steps, set(question_forms(chains, forms))),
-                (
-                    "means the same as a training question",
-                    meant,
-                    set(question_forms(chains, meanings)),
-                ),
+        hashes = [(q.problem.laps, canonical_hashes(q.problem)[q.variable]) for q in qs]
+        pairs = list(zip(question_forms(qs, forms), hashes, strict=True))
+        num_forms, num_hashes = (len(set(column)) for column in zip(*pairs, strict=True))
+        disagree = 2 * len(set(pairs)) - num_forms - num_hashes
+        rows.append(check("form and canonical hash disagree", level, len(pairs), disagree))
+        chains = [q for q in qs if q.dial == "depth" and q.difficulty >= shared_below]
+        if chains:
+            for name, kin, numbers in (
+                ("is a step of a training problem", steps, forms),
+                ("means the same as a training question", meant, meanings),
             ):
+                found = set(question_forms(chains, numbers))
                 rows.append(check(name, level, len(found), len(found & kin), "info"))
     return rows

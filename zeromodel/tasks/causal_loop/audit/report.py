@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['LARGEST_CORRELATION', 'MARKS', 'rank_correlation', 'length_checks', 'AuditResult', 'table', 'spread', 'listed',
-           'level_tables', 'as_markdown', 'audit', 'every', 'read_jsonl', 'read_columns', 'audit_folder', 'read_split',
-           'draw_for_audit']
+           'level_tables', 'leak_table', 'reason_table', 'check_table', 'as_markdown', 'audit', 'every', 'read_lines',
+           'read_columns', 'audit_folder', 'read_split', 'draw_for_audit']
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-03
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ....io import read_jsonl
 from zeromodel.tasks.causal_loop.audit.invariance import (
     edit_checks,
     invariance_checks,
@@ -51,8 +51,9 @@ LARGEST_CORRELATION = 0.1
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's correlation and its 95% interval; 0 when all x or all y are the same, for then
-    one says nothing about the other.
+    """Spearman's correlation and its 95% interval.
+
+    All are 0 when all x or all y are equal, because then one says nothing about the other.
     """
     if len(set(x)) == 1 or len(set(y)) == 1:
         return 0.0, 0.0, 0.0
@@ -62,29 +63,25 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
 
 
 def length_checks(test: list[Question]) -> list[dict]:
-    """The correlation of prompt length with difficulty, level by level; the difficulty of a
-    problem is that of its most difficult question.
+    """Correlate prompt length with difficulty, level by level.
+
+    The difficulty of a problem is that of its most difficult question.
     """
     problems = {}
     for q in test:
-        problems[id(q.problem)] = (
-            *q.group,
-            q.order,
-            len(q.tokens),
-            max(q.difficulty, problems.get(id(q.problem), (0,))[-1]),
-        )
+        hardest = problems.get(id(q.problem), (0,))[-1]
+        row = (*q.group, q.order, len(q.tokens), max(q.difficulty, hardest))
+        problems[id(q.problem)] = row
+    table = pd.DataFrame(list(problems.values()), columns=[*CELL[:3], "length", "difficulty"])
     rows = []
-    for (level, _dial, order), t in pd.DataFrame(
-        list(problems.values()), columns=[*CELL[:3], "length", "difficulty"]
-    ).groupby(CELL[:3]):
+    for (level, _dial, order), t in table.groupby(CELL[:3]):
         rho, lower, upper = rank_correlation(t.length, t.difficulty)
-        verdict = (
-            "ok"
-            if max(-lower, upper) <= LARGEST_CORRELATION
-            else "failed"
-            if abs(rho) > LARGEST_CORRELATION and lower * upper > 0
-            else "too few"
-        )
+        if max(-lower, upper) <= LARGEST_CORRELATION:
+            verdict = "ok"
+        elif abs(rho) > LARGEST_CORRELATION and lower * upper > 0:
+            verdict = "failed"
+        else:
+            verdict = "too few"
         rows.append(
             dict(
                 check=f"correlation of length and difficulty, {order} order",
@@ -103,8 +100,9 @@ def length_checks(test: list[Question]) -> list[dict]:
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-10
 @dataclass
 class AuditResult:
-    """What an audit found: a row for each shortcut and cell, a row for each check, and what was
-    audited.
+    """The result of an audit: a row for each shortcut and cell, and a row for each check.
+
+    It also says what was audited.
     """
 
     rows: pd.DataFrame
@@ -113,48 +111,45 @@ class AuditResult:
 
     @property
     def leaks(self) -> pd.DataFrame:
+        """The rows with the verdict `leak`."""
         return self.rows[self.rows.verdict == "leak"]
 
     @property
     def failed_checks(self) -> pd.DataFrame:
+        """The checks with the verdict `failed`."""
         return self.checks[self.checks.verdict == "failed"]
 
     @property
     def exit_status(self) -> int:
+        """1 if there is a leak or a failed check, else 0."""
         return int(bool(len(self.leaks) or len(self.failed_checks)))
 
     def to_json(self) -> str:
         """One line for each row, so that two audits can be compared with `diff`."""
 
-        def lines(t):
-            return (
-                "[\n"
-                + ",\n".join(
-                    json.dumps(
-                        {
-                            k: round(v, 5) if isinstance(v, float) else v
-                            for k, v in r.items()
-                            if not (isinstance(v, float) and np.isnan(v))
-                        }
-                    )
-                    for r in json.loads(t.to_json(orient="records"))
-                )
-                + "\n]"
+        def split(table: pd.DataFrame) -> str:
+            rows = json.loads(table.to_json(orient="values"))
+            lines = (
+                json.dumps([round(x, 5) if isinstance(x, float) else x for x in row])
+                for row in rows
             )
+            columns = json.dumps(list(table.columns))
+            return f'{{"columns": {columns},\n"data": [\n' + ",\n".join(lines) + "\n]}"
 
-        return (
-            f'{{"info": {json.dumps(self.info)},\n"checks": {lines(self.checks)},\n"rows":'
-            f" {lines(self.rows)}}}\n"
-        )
+        info = json.dumps(self.info)
+        checks, rows = split(self.checks), split(self.rows)
+        return f'{{"info": {info},\n"checks": {checks},\n"rows": {rows}}}\n'
 
     @staticmethod
     def from_json(text: str) -> "AuditResult":
+        """Read what `to_json` wrote."""
         found = json.loads(text)
         return AuditResult(
-            pd.DataFrame(found["rows"]), pd.DataFrame(found["checks"]), found["info"]
+            pd.DataFrame(**found["rows"]), pd.DataFrame(**found["checks"]), found["info"]
         )
 
     def to_markdown(self) -> str:
+        """The whole audit as text."""
         return as_markdown(self)
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-11
@@ -172,143 +167,121 @@ MARKS = {
 
 def table(head: Iterable, rows: Iterable[Iterable]) -> str:
     """A markdown table."""
-    lines = ["| " + " | ".join(map(str, r)) + " |" for r in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(list(head)), *lines[1:]])
+    head = list(head)
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def spread(values: pd.Series) -> str:
-    return f"{values.min():.2f}" + (
-        f" to {values.max():.2f}" if values.max() - values.min() >= 0.005 else ""
-    )
+    """The smallest and the largest value, or one where they are about the same."""
+    if values.max() - values.min() < 0.005:
+        return f"{values.min():.2f}"
+    return f"{values.min():.2f} to {values.max():.2f}"
 
 
 def listed(values: Iterable) -> str:
+    """The different values, separated by commas."""
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
 def level_tables(rows: pd.DataFrame) -> list[str]:
-    """For each level and order of rules: shortcuts by difficulty."""
+    """For each level and order of rules, a table of the shortcuts by difficulty."""
     parts = []
     for (level, dial, order), t in rows.groupby(CELL[:3]):
-        cells = (
-            t.assign(
-                cell=[f"{a:.2f}{MARKS[v]}" for a, v in zip(t.accuracy, t.verdict, strict=True)]
-            )
-            .pivot(index="shortcut", columns="difficulty", values="cell")
-            .fillna("")
-        )
+        texts = [f"{a:.2f}{MARKS[v]}" for a, v in zip(t.accuracy, t.verdict, strict=True)]
+        cells = t.assign(text=texts).pivot(index="shortcut", columns="difficulty", values="text")
+        cells = cells.fillna("")
         columns = sorted(cells.columns, key=lambda d: (d == "all", d))
+        n = t.groupby("difficulty")[["n", "distinct"]].max()
+        numbers = [f"{n.n[d]} ({n.distinct[d]})" for d in columns]
         body = [
-            [
-                "*questions (different ones)*",
-                *(
-                    f"{t[t.difficulty == d].n.max()} ({t[t.difficulty == d].distinct.max()})"
-                    for d in columns
-                ),
-            ],
+            ["*questions (different ones)*", *numbers],
             *([name, *cells.loc[name, columns]] for name in t.shortcut.unique()),
         ]
         parts.append(f"## Level {level}, {order} order\n\n" + table([dial, *columns], body))
     return parts
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-12
+def leak_table(leaks: pd.DataFrame) -> str:
+    """The leaks and what is known about each."""
+    head = ["shortcut", "level", "order", "where", "accuracy", "explained up to", "because"]
+    body = []
+    for (name, level, order), t in leaks.groupby(["shortcut", "level", "order"], sort=False):
+        where = f"{t.dial.iloc[0]} {listed(t.difficulty)}"
+        because = listed(filter(None, map(known_flaw, t.itertuples())))
+        because = because or "**not known**: try another seed"
+        body.append([name, level, order, where, spread(t.accuracy), spread(t.ceiling), because])
+    return table(head, body)
+
+
+def reason_table(rows: pd.DataFrame) -> str:
+    """The reasons of what is explained."""
+    explained = rows[rows.verdict == "explained"]
+    each = explained.assign(text=explained.reason.str.split("; ")).explode("text")
+    levels = each.groupby(["shortcut", "text"], sort=False)["level"].agg(listed)
+    return table(
+        ["shortcut", "levels", "reason"],
+        ([name, level, text] for (name, text), level in levels.items()),
+    )
+
+
+def check_table(checks: pd.DataFrame) -> str:
+    """The checks by level."""
+    texts = []
+    for r in checks.itertuples(name="Row"):
+        if pd.notna(r.count):
+            text = f"{r.count:g} of {r.n}"
+        else:
+            text = f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})"
+        texts.append(text + MARKS[r.verdict])
+    cells = checks.assign(text=texts).pivot(index="check", columns="level", values="text")
+    cells = cells.fillna("")
+    return table(
+        ["check", *(f"level {c}" for c in cells.columns)],
+        ([name, *cells.loc[name]] for name in checks.check.unique()),
+    )
+
+
 def as_markdown(result: AuditResult) -> str:
-    """The whole audit as text: the outcome, the leaks, a table for each level, the reasons, the
-    checks.
+    """The whole audit as text.
+
+    It has the outcome, the leaks, a table for each level, the reasons and the checks.
     """
-    rows, info, checks, modulus = result.rows, result.info, result.checks, result.info["modulus"]
-    leaks = [
+    rows, info, modulus = result.rows, result.info, result.info["modulus"]
+    outcome = "Failed" if result.exit_status else "Passed"
+    needed = questions_needed(modulus, info["margin"])
+    without_one = 1 / (modulus - 1) - 1 / modulus
+    parts = [
+        f"# Audit of {info['name']}",
+        (f"**{outcome}**: {len(result.leaks)} leaks, {len(result.failed_checks)} failed checks."),
         (
-            name,
-            level,
-            order,
-            f"{t.dial.iloc[0]} {listed(t.difficulty)}",
-            spread(t.accuracy),
-            spread(t.ceiling),
-            listed(filter(None, map(known_flaw, t.itertuples())))
-            or "**not known**: try another seed",
-        )
-        for (name, level, order), t in result.leaks.groupby(
-            ["shortcut", "level", "order"], sort=False
-        )
+            f"{info['questions']} test questions, {info['train']} training questions,"
+            f" modulo {modulus}. Chance is {1 / modulus:.3f}. To show that a shortcut is"
+            f" within {100 * info['margin']:g} points of chance, a cell needs at least {needed}"
+            " questions."
+        ),
     ]
-    reasons = (
-        rows[rows.verdict == "explained"]
-        .assign(text=lambda t: t.reason.str.split("; "))
-        .explode("text")
-        .groupby(["shortcut", "text"], sort=False)["level"]
-        .agg(listed)
-    )
-    counted = checks.assign(
-        cell=[
-            (
-                f"{r.count:g} of {r.n}"
-                if pd.notna(r.count)
-                else f"{r.value:+.2f} ({r.lower:+.2f} to {r.upper:+.2f})"
-            )
-            + MARKS[r.verdict]
-            for r in checks.itertuples(name="Row")
-        ]
-    )
-    cells = counted.pivot(index="check", columns="level", values="cell").fillna("")
+    if len(result.leaks):
+        parts += ["## Leaks", leak_table(result.leaks)]
     notes = [
         f"* {r.check}, level {r.level}: {r.note}"
-        for r in checks[checks.note != ""].itertuples(name="Row")
+        for r in result.checks[result.checks.note != ""].itertuples(name="Row")
     ]
-    return (
-        "\n\n".join(
-            [
-                f"# Audit of {info['name']}",
-                (
-                    f"**{'Failed' if result.exit_status else 'Passed'}**: {len(result.leaks)}"
-                    f" leaks, {len(result.failed_checks)} failed checks."
-                ),
-                (
-                    f"{info['questions']} test questions, {info['train']} training questions,"
-                    f" modulo {modulus}. Chance is {1 / modulus:.3f}; to show that a shortcut is"
-                    f" within {100 * info['margin']:g} points of it, a cell needs"
-                    f" {questions_needed(modulus, info['margin'])} questions or more."
-                ),
-                *(
-                    [
-                        "## Leaks",
-                        table(
-                            [
-                                "shortcut",
-                                "level",
-                                "order",
-                                "where",
-                                "accuracy",
-                                "explained up to",
-                                "because",
-                            ],
-                            leaks,
-                        ),
-                    ]
-                    if leaks
-                    else []
-                ),
-                *level_tables(rows),
-                (
-                    "Marks: **!** leak; (e) above chance, and explained below; ↓ below chance: one"
-                    f" answer that is wrong, worth {1 / (modulus - 1) - 1 / modulus:.3f} at most to"
-                    " a guess; ? too few questions to tell; no mark: within the margin."
-                ),
-                "## Explained",
-                table(
-                    ["shortcut", "levels", "reason"],
-                    ((name, levels, text) for (name, text), levels in reasons.items()),
-                ),
-                "## Checks",
-                table(
-                    ["check", *(f"level {c}" for c in cells.columns)],
-                    ([name, *cells.loc[name]] for name in checks.check.unique()),
-                ),
-                "\n".join(notes),
-            ]
-        )
-        + "\n"
-    )
+    parts += [
+        *level_tables(rows),
+        (
+            "Marks: **!** leak; (e) above chance, explained below; ↓ below chance (the shortcut"
+            " names one wrong answer; avoiding it adds at most"
+            f" {without_one:.3f} to the accuracy of a guess); ? too few questions to decide; no"
+            " mark: within the margin of chance."
+        ),
+        "## Explained",
+        reason_table(rows),
+        "## Checks",
+        check_table(result.checks),
+        "\n".join(notes),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-14
 def audit(
@@ -339,12 +312,14 @@ def audit(
             " by one"
         )
     splits["test"] = with_main_orders(splits["test"])
-    modulus, rng, reasons = moduli.pop(), Random(seed), [*reasons, shared_reason(shared_below)]
-    if missing := {q.group for q in splits["test"]} - {q.group for q in splits["train"]}:
+    modulus, rng = moduli.pop(), Random(seed)
+    reasons = [*reasons, shared_reason(shared_below)]
+    missing = {q.group for q in splits["test"]} - {q.group for q in splits["train"]}
+    if missing:
+        level, dial = min(missing)
         raise AuditError(
-            "test asks for level {} ({}), train does not: nothing could be learned about it".format(
-                *min(missing)
-            )
+            f"test asks for level {level} ({dial}), train does not: nothing could be learned about"
+            " it"
         )
     try:
         rows = judge(measure(splits["train"], splits["test"], shortcuts, reasons), modulus, margin)
@@ -371,33 +346,25 @@ def audit(
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-20
 def every(n: int, limit: int | None) -> int:
-    """The step that leaves at most `limit` of `n`."""
+    """The step that leaves at most `limit` of `n` records; None: all of them."""
     return max(1, -(-n // limit)) if limit else 1
 
 
-def read_jsonl(path: Path, limit: int | None = None) -> list[dict]:
-    """The records of a .jsonl file, or about `limit` of them, evenly spaced. Raises
-    `AuditError`.
+def read_lines(path: Path, limit: int | None = None) -> list[dict]:
+    """The records of a .jsonl file, or about `limit` of them, evenly spaced.
+
+    Raises `AuditError`.
     """
-    with path.open("rb") as f:
-        step = every(sum(1 for _ in f), limit)
-    records = []
-    with path.open("rb") as f:
-        for i, line in islice(enumerate(f, 1), 0, None, step):
-            try:
-                records.append(json.loads(line))
-            except ValueError as e:
-                raise AuditError(f"{path}, line {i}: {e}") from None
-            if not isinstance(records[-1], dict):
-                raise AuditError(
-                    f"{path}, line {i}: expected a record, not {type(records[-1]).__name__}"
-                )
-    return records
+    try:
+        return read_jsonl(path, limit)
+    except ValueError as e:
+        raise AuditError(str(e)) from None
 
 
 def read_columns(path: Path, limit: int | None = None) -> list[dict]:
-    """The records of a .parquet or .arrow file without their empty fields, or about `limit` of
-    them, evenly spaced. Raises `AuditError`.
+    """The records of a .parquet or .arrow file, or about `limit` of them, evenly spaced.
+
+    Empty fields are left out. Raises `AuditError`.
     """
     from pyarrow import ArrowInvalid, feather, parquet
 
@@ -412,8 +379,9 @@ def read_columns(path: Path, limit: int | None = None) -> list[dict]:
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-21
 def audit_folder(folder: Path | str, *, train_limit: int | None = 20_000, **kwargs) -> AuditResult:
-    """Audit `folder/train`, `folder/validation` and `folder/test`, each .jsonl, .parquet or
-    .arrow; validation may be missing. Other arguments as in `audit`. Raises `AuditError`.
+    """Audit the files train, validation and test in `folder`, each .jsonl, .parquet or .arrow.
+
+    validation may be missing. Other arguments as in `audit`. Raises `AuditError`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -432,11 +400,12 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> list[dict]
     Raises `AuditError`.
     """
     for suffix, read in (
-        (".jsonl", read_jsonl),
+        (".jsonl", read_lines),
         (".parquet", read_columns),
         (".arrow", read_columns),
     ):
-        if (path := folder / f"{split}{suffix}").exists():
+        path = folder / f"{split}{suffix}"
+        if path.exists():
             return read(path, limit)
     if split != "validation":
         raise AuditError(f"{folder}: has no {split}.jsonl, .parquet or .arrow")
@@ -444,11 +413,12 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> list[dict]
 
 # %% ../../../../nbs/1_tasks/causal_loop/15_audit_report.ipynb #cell-24
 def draw_for_audit(folder: Path, suite: str, num_train: int, num_test: int | None, seed: int):
-    """A large draw of `suite`, as many problems of every difficulty; `num_test` None: enough in
-    each cell, in either order of the rules, to show of a shortcut that is right exactly as often
-    as chance that it is worth less than two points. (By luck about half of them are right a
-    little more often, and stay undecided in the cell; over all cells of a level they are
-    decided.)
+    """Write a large draw of `suite` to `folder`, with equally many problems of every difficulty.
+
+    num_test: by default so many that each cell, in either order of the rules, can show that a
+    shortcut is worth less than two points if it is right exactly as often as chance. (By chance
+    about half of the shortcuts are right a little more often. They stay undecided in the cell, but
+    are decided over all cells of a level.)
     """
     from zeromodel.tasks.causal_loop.datasets import FROZEN_SIZES, write_dataset
     from zeromodel.tasks.causal_loop.suites import difficulties, suite_named

@@ -57,22 +57,27 @@ class Question:
 
     @property
     def group(self) -> tuple[int, str]:
+        """Level and dial."""
         return self.level, self.dial
 
     @cached_property
     def tokens(self) -> list[str]:
+        """The tokens of the text."""
         return tokens(self.text)
 
     @cached_property
     def path(self) -> list[Rule]:
+        """The rules that the answer depends on, the last one first."""
         return needed_rules(self.problem, self.variable)
 
     @cached_property
     def loop(self) -> "LoopMap":
+        """Where the loop of the problem goes from every state."""
         return LoopMap(self.problem)
 
     @cached_property
     def values(self) -> dict[str, int]:
+        """The values of all variables when the answer is read."""
         return solve(self.problem).values
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-08
@@ -87,8 +92,9 @@ def tokens(text: str) -> list[str]:
 
 
 def needed_rules(problem: Problem, variable: str) -> list[Rule]:
-    """The rules that `variable` depends on, itself first, then what they read, level by level;
-    initial values left out.
+    """The rules that `variable` depends on, from its own rule backwards, level by level.
+
+    Initial values are left out.
     """
     found, todo = {}, [variable]
     for v in todo:
@@ -100,15 +106,18 @@ def needed_rules(problem: Problem, variable: str) -> list[Rule]:
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-11
 def record_questions(record: dict) -> list[Question]:
-    """The questions that a sample record asks. Raises `KeyError` for a missing field,
-    `ValueError`.
+    """The questions that a sample record asks.
+
+    Raises `KeyError` for a missing field, `ValueError`.
     """
     problem = parse(record["text"])
     if len(record["answer"]) != len(problem.query):
         raise AuditError(
             f"asks for {len(problem.query)} variables and has {len(record['answer'])} answers"
         )
-    depth, order, found = depths(problem), "forward" if is_forward(problem) else "random", []
+    depth = depths(problem)
+    order = "forward" if is_forward(problem) else "random"
+    found = []
     for v, answer in zip(problem.query, record["answer"], strict=True):
         if problem.laps is not None:
             dial, difficulty = "laps", problem.laps
@@ -145,34 +154,35 @@ def questions(records: Iterable[dict], name: str = "records") -> list[Question]:
         raise AuditError(f"{name}: no records")
     return found
 
-# %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-16
+# %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-18
 ARRAY_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
 
 
 class LoopMap:
-    """What the laps make of every state of the seeds.
+    """Where the laps lead from every state of the seeds.
 
     States are numbered; `fixed` are those that stay, `basin` how many end in each of them.
     """
 
     def __init__(self, problem: Problem):
-        m, seeds = problem.modulus, problem.seeds
-        self.values = {v: x % m for v, x in problem.initial.items()} | dict(
-            zip(seeds, np.indices((m,) * len(seeds)).reshape(len(seeds), -1), strict=True)
-        )
-        self.states = m ** len(seeds)
+        modulus, seeds, rules = problem.modulus, problem.seeds, problem.definitions
+        shape = (modulus,) * len(seeds)
+        self.states = modulus ** len(seeds)
+        self.values = {v: x % modulus for v, x in problem.initial.items()}
+        in_all_states = np.indices(shape).reshape(len(seeds), -1)
+        self.values |= dict(zip(seeds, in_all_states, strict=True))
         for v in problem.order:
-            self.values[v] = self.apply(problem.definitions[v], m)
-        after = np.ravel_multi_index(
-            [np.broadcast_to(self.apply(problem.definitions[s], m), self.states) for s in seeds],
-            (m,) * len(seeds),
-        )
-        self.fixed, end = np.flatnonzero(after == np.arange(self.states)), after
+            self.values[v] = self.apply(rules[v], modulus)
+        following = [self.apply(rules[v], modulus) for v in seeds]
+        after = np.ravel_multi_index([np.broadcast_to(x, self.states) for x in following], shape)
+        self.fixed = np.flatnonzero(after == np.arange(self.states))
+        end = after
         for _ in range(self.states.bit_length()):
             end = end[end]
         self.basin = np.bincount(end, minlength=self.states)[self.fixed]
 
     def apply(self, rule: Rule, modulus: int) -> np.ndarray:
+        """The value of `rule` in every state."""
         left, right = (self.values[x] if isinstance(x, str) else x for x in (rule.left, rule.right))
         return ARRAY_OPERATORS[rule.operator](left, right) % modulus
 
@@ -180,14 +190,14 @@ class LoopMap:
         """The value of `variable` in a state, one lap's evaluation from its seeds."""
         return int(np.broadcast_to(self.values[variable], self.states)[state])
 
-# %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-20
-# (train, test) -> an answer per test question
+# %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-21
+# (train, test) -> one answer for each test question
 Predictor = Callable[[list[Question], list[Question]], np.ndarray]
-NO_GUESS = -1  # where a shortcut has nothing to say
+NO_GUESS = -1  # where a shortcut has no answer
 
 
 def each(guess: Callable[[Question], int]) -> Predictor:
-    """The predictor that learns nothing and answers every question by itself."""
+    """The predictor that learns nothing and calls `guess` for every question."""
     return lambda train, test: np.array([guess(q) for q in test])
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-23
@@ -200,30 +210,31 @@ def initial_value(q: Question, variable: str | None = None) -> int:
 
 
 def own_rule(q: Question, operand: Callable[[str], int]) -> int:
-    """The rule of the queried variable alone, with a guess for what it reads; its initial value
-    when it has no rule.
+    """The rule of the queried variable alone, with a guess for what it reads.
+
+    Its initial value when it has no rule.
     """
     rule = q.problem.definitions.get(q.variable)
-    return (
-        rule({v: operand(v) for v in rule.reads}, q.problem.modulus) if rule else initial_value(q)
-    )
+    if rule is None:
+        return initial_value(q)
+    return rule({v: operand(v) for v in rule.reads}, q.problem.modulus)
 
 
 def last_rule_of_start(q: Question) -> int:
+    """The rule of the queried variable, applied to the initial value."""
     return own_rule(q, lambda v: initial_value(q, v))
 
 
 def last_line(q: Question) -> int:
-    """The rule that is listed last, of the initial value that is listed last; names and query
-    are not looked at.
+    """The last listed rule, applied to the last listed initial value.
+
+    Names and query are ignored.
     """
     rule = next((r for r in reversed(q.problem.rules) if r.operator), None)
     start = next(r.left for r in reversed(q.problem.rules) if not r.operator)
-    return (
-        rule(dict.fromkeys(rule.reads, start), q.problem.modulus)
-        if rule
-        else start % q.problem.modulus
-    )
+    if rule is None:
+        return start % q.problem.modulus
+    return rule(dict.fromkeys(rule.reads, start), q.problem.modulus)
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-26
 def listed_order(q: Question) -> int:
@@ -235,8 +246,9 @@ def listed_order(q: Question) -> int:
 
 
 def names_ignored(q: Question) -> int:
-    """Every rule applied to the result of the line before, down to the last line of the queried
-    variable.
+    """Every rule applied to the result of the line before.
+
+    It ends at the last line of the queried variable.
     """
     value = answer = 0
     for r in q.problem.rules:
@@ -247,8 +259,9 @@ def names_ignored(q: Question) -> int:
 
 
 def pooled(rules: Iterable[Rule], start: int, modulus: int) -> tuple[int, int]:
-    """`start` times all factors plus all terms, and `start` plus all terms times all factors;
-    second variables are left out.
+    """`start` times all factors plus all terms, and `start` plus all terms times all factors.
+
+    Second variables are left out.
     """
     factor, term = 1, 0
     for r in rules:
@@ -262,31 +275,35 @@ def pooled(rules: Iterable[Rule], start: int, modulus: int) -> tuple[int, int]:
 
 
 def factors_first(q: Question) -> int:
+    """The initial value times all factors of the path, plus all its terms."""
     return pooled(q.path, initial_value(q), q.problem.modulus)[0]
 
 
 def terms_first(q: Question) -> int:
+    """The initial value plus all terms of the path, times all its factors."""
     return pooled(q.path, initial_value(q), q.problem.modulus)[1]
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-29
 def stop_after(k: int) -> Predictor:
+    """The value after `k` laps."""
     return each(lambda q: values_after(q.problem, k)[q.variable])
 
 
 def seeds_at_zero(q: Question) -> int:
+    """The value where all seeds are 0."""
     return q.loop.read(q.variable, 0)
 
 
 def first_fixed_point(q: Question) -> int:
+    """The value at the fixed point whose seeds are the smallest numbers."""
     return q.loop.read(q.variable, q.loop.fixed[0]) if len(q.loop.fixed) else NO_GUESS
 
 
 def largest_basin(q: Question) -> int:
-    return (
-        q.loop.read(q.variable, q.loop.fixed[q.loop.basin.argmax()])
-        if len(q.loop.fixed)
-        else NO_GUESS
-    )
+    """The value at the fixed point that most starts lead to."""
+    if not len(q.loop.fixed):
+        return NO_GUESS
+    return q.loop.read(q.variable, q.loop.fixed[q.loop.basin.argmax()])
 
 
 def many_laps(q: Question) -> int:
@@ -306,12 +323,14 @@ def deepest_variable(q: Question) -> int:
 
 
 def last_variable(q: Question) -> int:
+    """The value of the variable whose rule is listed last."""
     return q.values[q.problem.rules[-1].target] if len(q.problem.query) == 1 else NO_GUESS
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-35
 def answer_prior(train: list[Question], test: list[Question]) -> np.ndarray:
-    """The most frequent training answer of the level and difficulty; of the level where training
-    is never as difficult.
+    """The most frequent training answer of the level and difficulty.
+
+    That of the level if training has no question of this difficulty.
     """
     counts = {}
     for q in train:
@@ -322,7 +341,7 @@ def answer_prior(train: list[Question], test: list[Question]) -> np.ndarray:
 
 
 def last_rule_of_prior(train: list[Question], test: list[Question]) -> np.ndarray:
-    """The rule of the queried variable, of the most frequent training answer."""
+    """The rule of the queried variable, applied to the most frequent training answer."""
     return np.array(
         [
             own_rule(q, lambda v, prior=prior: prior)
@@ -338,21 +357,17 @@ MOST_FEATURES = 2000
 def bags(
     train: list[Question], test: list[Question], features: Features
 ) -> tuple[csr_matrix, csr_matrix]:
-    """How often each feature occurs in each question, [questions, features] for train and test:
-    the features most frequent in train.
+    """How often each feature occurs in each question, [questions, features] for train and test.
+
+    The features are the most frequent ones in train.
     """
     found = [[features(q) for q in qs] for qs in (train, test)]
     common = Counter(f for bag in found[0] for f in dict.fromkeys(bag)).most_common(MOST_FEATURES)
     column = {f: i for i, (f, _) in enumerate(common)}
 
     def matrix(rows):
-        i, j = (
-            np.array(
-                [(i, column[f]) for i, bag in enumerate(rows) for f in bag if f in column], int
-            )
-            .reshape(-1, 2)
-            .T
-        )
+        cells = [(i, column[f]) for i, bag in enumerate(rows) for f in bag if f in column]
+        i, j = np.array(cells, int).reshape(-1, 2).T
         return csr_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(column)))
 
     return matrix(found[0]), matrix(found[1])
@@ -377,7 +392,8 @@ def linear_probe(features: Features, ridge: float = 1.0) -> Predictor:
     def predict(train, test):
         x, y = bags(train, test, features)
         answers, code = np.unique([q.answer for q in train], return_inverse=True)
-        mean, target = np.asarray(x.mean(0)).ravel(), np.eye(len(answers))[code]
+        mean = np.asarray(x.mean(0)).ravel()
+        target = np.eye(len(answers))[code]
         covariance = (x.T @ x).toarray() - len(train) * np.outer(mean, mean)
         weights = np.linalg.solve(
             covariance + ridge * np.eye(len(mean)),
@@ -389,14 +405,16 @@ def linear_probe(features: Features, ridge: float = 1.0) -> Predictor:
 
 
 def nearest_neighbour(features: Features, chunk: int = 256) -> Predictor:
-    """The answer of the training question that shares most features; of several, their most
-    frequent answer.
+    """The answer of the training question that shares most features.
+
+    Of several such questions, their most frequent answer.
     """
 
     def predict(train, test):
         x, y = bags(train, test, features)
         answers, code = np.unique([q.answer for q in train], return_inverse=True)
-        vote, guesses = np.eye(len(answers), dtype=np.float32)[code], []
+        vote = np.eye(len(answers), dtype=np.float32)[code]
+        guesses = []
         for first in range(0, y.shape[0], chunk):
             shared = (y[first : first + chunk] @ x.T).toarray()
             guesses.append((shared == shared.max(1, keepdims=True)).astype(np.float32) @ vote)
@@ -406,28 +424,34 @@ def nearest_neighbour(features: Features, chunk: int = 256) -> Predictor:
 
 # %% ../../../../nbs/1_tasks/causal_loop/12_audit_shortcuts.ipynb #cell-40
 def sums(rules: Iterable[Rule], start: int, q: Question) -> list:
-    return list(
-        zip(("factors first", "terms first"), pooled(rules, start, q.problem.modulus), strict=True)
-    )
+    """The pooled results of `rules` as two features."""
+    factors_first, terms_first = pooled(rules, start, q.problem.modulus)
+    return [("factors first", factors_first), ("terms first", terms_first)]
 
 
 def text_sums(q: Question) -> list:
+    """The pooled results of all rules, from the sum of all initial values."""
     return sums(q.problem.rules, sum(q.problem.initial.values()), q)
 
 
 def token_bag(q: Question) -> list:
+    """The tokens of the text."""
     return [("asked", q.variable), *text_sums(q), *q.tokens]
 
 
 def bigram_bag(q: Question) -> list:
+    """The pairs of neighbouring tokens of the text."""
     return [("asked", q.variable), *pairwise(q.tokens)]
 
 
 def without_query(q: Question) -> list:
-    return [*text_sums(q), *(text := tokens(q.text.rpartition(";")[0])), *pairwise(text)]
+    """The tokens of the text and their pairs, without the query."""
+    text = tokens(q.text.rpartition(";")[0])
+    return [*text_sums(q), *text, *pairwise(text)]
 
 
 def path_bag(q: Question) -> list:
+    """The rules of the path, names left out."""
     return [
         ("start", initial_value(q)),
         *sums(q.path, initial_value(q), q),
@@ -436,8 +460,9 @@ def path_bag(q: Question) -> list:
 
 
 def path_in_order(q: Question) -> list:
-    """The rules of the path, names replaced by their distance from the query, and the initial
-    values in the order in which they are met.
+    """The rules of the path, with distances from the query as names, and the initial values.
+
+    The initial values are in the order in which they are met.
     """
     place = {r.target: i for i, r in enumerate(q.path)}
     rules = [
