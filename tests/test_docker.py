@@ -75,9 +75,8 @@ def test_install_lines_are_those_of_the_makefile(name):
     ).split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"Makefile", "zeromodel/__init__.py", project["readme"], *rule} <= set(before)
-    assert values(name, "FROM")[0].startswith(
-        f"python:{'.'.join(re.search(r'PYTHON [?]= python([0-9.]+)', (ROOT / 'Makefile').read_text())[1].split('.'))}."
-    )
+    version = re.search(r"PYTHON [?]= python([0-9.]+)", (ROOT / "Makefile").read_text())[1]
+    assert values(name, "FROM")[0].startswith(f"python:{version}.")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -134,7 +134,7 @@ def test_packages_and_interrupted_install(tmp_path):
 
 def test_working_folder(tmp_path):
     assert doctor.check_folder(ROOT).state == "ok"
-    assert doctor.check_folder(ROOT / "nbs/tasks").todo == f"cd {ROOT}"
+    assert doctor.check_folder(ROOT / "nbs/1_tasks").todo == f"cd {ROOT}"
     assert doctor.check_folder(tmp_path).state == "problem"
 
 
@@ -262,7 +262,8 @@ def test_make_resumes_an_interrupted_install(tmp_path):
     venv = fake(
         tmp_path,
         "python3",
-        f"""case "$*" in *venv*) mkdir -p .venv/bin; cp "{tmp_path}/inner" .venv/bin/python; echo made >> calls;; esac""",
+        'case "$*" in *venv*) mkdir -p .venv/bin;'
+        f' cp "{tmp_path}/inner" .venv/bin/python; echo made >> calls;; esac',
     )
     fake(tmp_path, "inner", PIP)
     (tmp_path / "fails").write_text("1")

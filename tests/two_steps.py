@@ -14,7 +14,7 @@ from zeromodel.tasks.causal_loop.generator.stream import problems
 from zeromodel.tasks.causal_loop.suites import SUITES
 from zeromodel.training.config import Curriculum
 from zeromodel.training.losses import LatentReasoningLoss
-from zeromodel.training.run import arguments
+from zeromodel.training.run import training_arguments
 from zeromodel.training.trainer import EncodedProblems, LatentTrainer, TrainingConfig
 
 BATCH = 8
@@ -49,8 +49,8 @@ def two_steps(file: str):
         curriculum=Curriculum(start=1),
     )
     model.criterion = LatentReasoningLoss(config.losses)
-    # what a run is told; but plain gradient descent, so that a wrong factor is not hidden
-    args = arguments(config, Path(tempfile.mkdtemp()), 0)
+    # as in a run, but with plain gradient descent, so that a wrong factor is not hidden
+    args = training_arguments(config, Path(tempfile.mkdtemp()), 0)
     args.optim, args.lr_scheduler_type, args.eval_strategy, args.save_strategy, args.use_cpu = (
         "sgd",
         "constant",

@@ -6,6 +6,8 @@
 __all__ = ['stability', 'hoyer', 'sparsity', 'ponder', 'token_mean', 'LatentReasoningLoss']
 
 # %% ../../nbs/3_training/02_losses.ipynb #cell-03
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,50 +15,53 @@ from ..model.causal_lm import DeepSeekMLAOutput, prediction_loss
 from ..model.lru import LRUOutput
 from .config import LossWeights
 
-# %% ../../nbs/3_training/02_losses.ipynb #cell-06
-def stability(out: LRUOutput) -> Tensor:  # [B,S]
-    """Weighted mean over the steps made of |h_i - h_{i-1}|^2 / dc."""
+# %% ../../nbs/3_training/02_losses.ipynb #cell-07
+def stability(out: LRUOutput) -> Tensor:
+    """Return the weighted mean over the steps made of |h_i - h_(i-1)|^2 / latent_dim, [B,S]."""
     change = (out.states[1:] - out.states[:-1]).float().pow(2).mean(-1)  # [N,B,S], 0 once halted
     steps = torch.arange(1, len(change) + 1, device=change.device)[:, None, None]
     weight = steps * (steps <= out.num_iterations)
     return (weight * change).sum(0) / weight.sum(0)
 
-# %% ../../nbs/3_training/02_losses.ipynb #cell-08
-def hoyer(x: Tensor) -> Tensor:  # [..., d] -> [...]
-    """Hoyer-square density: 0 for a one-hot vector, 1 for a constant one, scale-free."""
+# %% ../../nbs/3_training/02_losses.ipynb #cell-11
+def hoyer(x: Tensor) -> Tensor:
+    """Return Hoyer's density of `x` [..., d], shape [...]: 0 for one-hot, 1 for constant.
+
+    It does not depend on the scale of `x`.
+    """
     x = x.float()
     density = x.abs().sum(-1).pow(2) / x.pow(2).sum(-1).clamp(min=1e-12)
     return (density - 1) / (x.shape[-1] - 1)
 
 
-def sparsity(out: LRUOutput, target: float) -> Tensor:  # [B,S]
-    """How much denser the last state is than `target`."""
+def sparsity(out: LRUOutput, target: float) -> Tensor:
+    """Return how far the density of the last state exceeds `target`, [B,S]."""
     return (hoyer(out.states[-1]) - target).clamp(min=0)
 
-# %% ../../nbs/3_training/02_losses.ipynb #cell-11
-def ponder(out: LRUOutput) -> Tensor:  # [B,S]
-    """(n + R) / (N + 1), between 2/(N+1) and 1 for ACT; under the rule `ponder` the divergence
-    from its prior takes the place of n + R.
+# %% ../../nbs/3_training/02_losses.ipynb #cell-14
+def ponder(out: LRUOutput) -> Tensor:
+    """Return (n + R) / (N + 1), [B,S]: between 2/(N+1) and 1 for ACT (Graves 2016).
+
+    Under the rule `ponder` the divergence from the prior takes the place of n + R.
     """
     return out.ponder_cost / (len(out.halt_probs) + 1)
 
-# %% ../../nbs/3_training/02_losses.ipynb #cell-14
+# %% ../../nbs/3_training/02_losses.ipynb #cell-17
 def token_mean(x: Tensor, attention_mask: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
-    """Sum of x [B,S] over real tokens, over their number in this batch, or in all pieces of it
-    when `num_tokens` is given.
+    """Return the sum of `x` [B,S] over real tokens, divided by their number.
+
+    `num_tokens`: the number in all pieces of the batch; None: the number in this one.
     """
     mask = torch.ones_like(x) if attention_mask is None else attention_mask
     return (x * mask).sum() / (mask.sum() if num_tokens is None else num_tokens)
 
-# %% ../../nbs/3_training/02_losses.ipynb #cell-15
-class LatentReasoningLoss:
-    """The criterion of `DeepSeekMLAForCausalLM`: the weighted terms that the loss is the sum of,
-    each averaged over the units that ran.
-    """
 
-    # share: of the weights, during their warm-up
+class LatentReasoningLoss:
+    """The criterion of `DeepSeekMLAForCausalLM`: the weighted terms whose sum is the loss."""
+
     def __init__(self, weights: LossWeights):
-        self.weights, self.share = weights, 1.0
+        self.weights = weights
+        self.share = 1.0  # of the weights, during their warm-up
 
     def __call__(
         self,
@@ -66,16 +71,18 @@ class LatentReasoningLoss:
         num_items_in_batch=None,
         num_tokens_in_batch=None,
     ) -> dict[str, Tensor]:
+        """Return each weighted term by its name, such as `stability/unit_0`."""
         terms = {"prediction": prediction_loss(outputs.logits, labels, num_items_in_batch)}
-        w, units = self.weights, outputs.lru_outputs or ()
-        each = {
+        auxiliary = {
             "stability": stability,
-            "sparsity": lambda out: sparsity(out, w.sparsity_target),
+            "sparsity": partial(sparsity, target=self.weights.sparsity_target),
             "ponder": ponder,
         }
+        units = outputs.lru_outputs or ()
         for i, out in enumerate(units):
-            for name, term in each.items():
-                with torch.set_grad_enabled(torch.is_grad_enabled() and getattr(w, name) > 0):
+            for name, term in auxiliary.items():
+                weight = getattr(self.weights, name)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
                     value = token_mean(term(out), attention_mask, num_tokens_in_batch)
-                terms[f"{name}/unit_{i}"] = self.share * getattr(w, name) * value / len(units)
+                terms[f"{name}/unit_{i}"] = self.share * weight * value / len(units)
         return terms
