@@ -1,6 +1,4 @@
-"""Metrics beside a slow and obvious computation, the design document's example, and an
-evaluation that is stopped again and again.
-"""
+"""Metrics against a slow computation, the design document's example, interrupted evaluations."""
 
 import json
 import math
@@ -46,7 +44,7 @@ SAMPLES = [
 TOKENIZER = make_tokenizer(SUITES["nano"].modulus, SUITES["nano"].num_names)
 
 
-def lively(seed: int = 0, **keys) -> DeepSeekMLAForCausalLM:
+def halting_model(seed: int = 0, **keys) -> DeepSeekMLAForCausalLM:
     """A small random model in which positions halt at different steps."""
     torch.manual_seed(seed)
     base = dict(
@@ -68,7 +66,7 @@ def lively(seed: int = 0, **keys) -> DeepSeekMLAForCausalLM:
     return model
 
 
-# ---------------------------------------------------------------- the document's example
+# ---------------------------------------------------------------- the design document's example
 
 DOCUMENT = """
 from verl.utils.evaluation_metrics import (
@@ -120,9 +118,9 @@ print(f"Difficulty resilience: {curve['difficulty_resilience']:.4f}")
 
 @pytest.mark.parametrize("of", ["units", "samples"])
 def test_the_documents_example_runs_with_only_the_import_changed(of, tmp_path, monkeypatch, capsys):
-    """With our model behind it: `lru_outputs` are its units', or one for each sample."""
+    """`lru_outputs` are those of the units of our model, or one for each sample."""
     monkeypatch.chdir(tmp_path)
-    network = lively()
+    network = halting_model()
 
     def model(batch):
         out = network(batch.ids)
@@ -178,7 +176,7 @@ def test_the_documents_example_runs_with_only_the_import_changed(of, tmp_path, m
     )
 
 
-# ---------------------------------------------------------------- against slow and obvious code
+# ---------------------------------------------------------------- against slow code
 
 row = st.fixed_dictionaries(
     dict(
@@ -194,27 +192,23 @@ row = st.fixed_dictionaries(
 
 
 def slow_ranks(x: list) -> list:
-    """The mean place of each value among all."""
+    """Return the rank of each value; equal values share their mean rank."""
     return [sum(b < a for b in x) + (sum(b == a for b in x) + 1) / 2 for a in x]
 
 
 def slow_spearman(x: list, y: list) -> float:
     a, b = slow_ranks(x), slow_ranks(y)
-    ma, mb = sum(a) / len(a), sum(b) / len(b)
-    top, below = (
-        sum((p - ma) * (q - mb) for p, q in zip(a, b, strict=True)),
-        math.sqrt(sum((p - ma) ** 2 for p in a) * sum((q - mb) ** 2 for q in b)),
-    )
-    return top / below if below else math.nan
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    covariance = sum((p - mean_a) * (q - mean_b) for p, q in zip(a, b, strict=True))
+    scale = math.sqrt(sum((p - mean_a) ** 2 for p in a) * sum((q - mean_b) ** 2 for q in b))
+    return covariance / scale if scale else math.nan
 
 
 @quick
 @given(st.lists(row, min_size=1, max_size=25))
 def test_metrics_are_those_of_a_slow_count(rows):
-    accuracy, lru = (
-        accuracy_metrics(pd.DataFrame(rows)),
-        lru_metrics(pd.DataFrame(rows), max_iterations=8),
-    )
+    accuracy = accuracy_metrics(pd.DataFrame(rows))
+    lru = lru_metrics(pd.DataFrame(rows), max_iterations=8)
     assert accuracy.overall_accuracy == pytest.approx(sum(r["correct"] for r in rows) / len(rows))
     for key in ("level", "num_vars", "num_steps", "depth", "tau"):
         slow = {v: [r["correct"] for r in rows if r[key] == v] for v in {r[key] for r in rows}}
@@ -222,12 +216,12 @@ def test_metrics_are_those_of_a_slow_count(rows):
             {v: sum(c) / len(c) for v, c in slow.items()}
         )
     iterations = [r["iterations"] for r in rows]
-    assert lru.avg_iterations == pytest.approx(
-        sum(iterations) / len(rows)
-    ) and lru.ponder_cost == pytest.approx(sum(iterations) / len(rows) / 8)
-    assert lru.early_halt_ratio == pytest.approx(
-        sum(i <= 2 for i in iterations) / len(rows)
-    ) and lru.converged_ratio == pytest.approx(sum(i < 8 for i in iterations) / len(rows))
+    mean = sum(iterations) / len(rows)
+    assert lru.avg_iterations == pytest.approx(mean)
+    assert lru.ponder_cost == pytest.approx(mean / 8)
+    early, converged = sum(i <= 2 for i in iterations), sum(i < 8 for i in iterations)
+    assert lru.early_halt_ratio == pytest.approx(early / len(rows))
+    assert lru.converged_ratio == pytest.approx(converged / len(rows))
     assert lru.depth_correlation == pytest.approx(
         slow_spearman(iterations, [r["depth"] for r in rows]), nan_ok=True
     )
@@ -278,7 +272,7 @@ def test_batches_order_and_counting_do_not_matter(rows, cut):
     ),
     st.floats(0, 1),
 )
-def test_from_there_on_the_curve_stays_above(points, threshold):
+def test_the_curve_stays_at_the_threshold_from_the_returned_sample_on(points, threshold):
     n, a = zip(*sorted(points), strict=True)
     reached = samples_to_reach(n, a, threshold)
     grid = np.linspace(n[0], n[-1], 200)
@@ -292,7 +286,7 @@ def test_from_there_on_the_curve_stays_above(points, threshold):
 
 
 def test_answers_are_those_of_the_model_question_by_question():
-    model, expected = lively(), []
+    model, expected = halting_model(), []
     with torch.no_grad():
         for i, s in enumerate(SAMPLES):
             ids = TOKENIZER(
@@ -310,7 +304,7 @@ def test_answers_are_those_of_the_model_question_by_question():
                         u.residuals[k, 0, p].item() for k in range(int(u.num_iterations[0, p]))
                     ]
                     ratios.append(moved[-1] / moved[0])
-                said = TOKENIZER.convert_ids_to_tokens([int(out.logits[0, p].argmax())])[0]
+                predicted = TOKENIZER.convert_ids_to_tokens([int(out.logits[0, p].argmax())])[0]
                 expected.append(
                     dict(
                         sample=i,
@@ -320,7 +314,7 @@ def test_answers_are_those_of_the_model_question_by_question():
                         num_steps=len(s["rules"]),
                         tau=s["tau"],
                         depth=depth,
-                        correct=int(said == str(true)),
+                        correct=int(predicted == str(true)),
                         iterations=sum(int(u.num_iterations[0, p]) for u in out.lru_outputs),
                         ponder_cost=np.mean([u.ponder_cost[0, p].item() for u in out.lru_outputs]),
                         convergence_ratio=np.mean(ratios),
@@ -335,19 +329,18 @@ def test_answers_are_those_of_the_model_question_by_question():
 
 
 def test_forced_exits_reach_twice_the_trained_maximum():
-    grid = iteration_grid(lively(), TOKENIZER, SAMPLES)
+    grid = iteration_grid(halting_model(), TOKENIZER, SAMPLES)
     # of two units
     assert grid.groupby("forced").iterations.unique().map(list).to_dict() == {
         k: [2 * k] for k in range(1, 9)
     }
-    assert iteration_grid(lively(use_lru=False), TOKENIZER, SAMPLES).empty
-    looped, loops = lively(use_lru=False, num_loops=2), {}
+    assert iteration_grid(halting_model(use_lru=False), TOKENIZER, SAMPLES).empty
+    looped = halting_model(use_lru=False, num_loops=2)
+    loops = {}
     for k, rows in iteration_grid(looped, TOKENIZER, SAMPLES).groupby("forced"):
         loops[k] = rows[rows.correct == 1].n.sum()
-    assert (
-        list(loops) == [1, 2, 3, 4]
-        and loops[2] == evaluate(looped, TOKENIZER, SAMPLES).query("correct == 1").n.sum()
-    )
+    assert list(loops) == [1, 2, 3, 4]
+    assert loops[2] == evaluate(looped, TOKENIZER, SAMPLES).query("correct == 1").n.sum()
 
 
 # ---------------------------------------------------------------- files
@@ -357,7 +350,7 @@ def test_forced_exits_reach_twice_the_trained_maximum():
 def trained(tmp_path) -> Path:
     """Two seeds of a model with a unit, and a seed that failed."""
     for seed in (0, 2):
-        lively(seed, lru_max_iterations=2, num_hidden_layers=1).save_pretrained(
+        halting_model(seed, lru_max_iterations=2, num_hidden_layers=1).save_pretrained(
             tmp_path / f"trained/{seed}/model"
         )
         TOKENIZER.save_pretrained(tmp_path / f"trained/{seed}/model")
@@ -369,28 +362,25 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_interrupted_evaluation_gives_the_same_file(trained, tmp_path, monkeypatch):
-    """Stopped before every part, in turn: each is computed once, and the files are the same byte
-    by byte.
-    """
+    """It is stopped before every part in turn; each part is computed once."""
     evaluate_whole("small", trained, [0, 1, 2], SAMPLES, tmp_path / "unbroken")
-    calls, patience = [], [0]
+    calls, interrupted_at = [], []
 
-    def stubborn(*args, **told):
-        if len(calls) == patience[0]:
-            patience[0] += 1
+    def interrupted_answers(*args, **model_arguments):
+        if len(calls) not in interrupted_at:
+            interrupted_at.append(len(calls))
             raise KeyboardInterrupt
-        calls.append(told)
-        return answers(*args, **told)
+        calls.append(model_arguments)
+        return answers(*args, **model_arguments)
 
-    monkeypatch.setattr(evaluator, "answers", stubborn)
-    for attempt in range(20):
-        try:
+    monkeypatch.setattr(evaluator, "answers", interrupted_answers)
+    num_parts = 2 * (1 + 4)
+    for _ in range(num_parts):
+        with pytest.raises(KeyboardInterrupt):
             evaluate_whole("small", trained, [0, 1, 2], SAMPLES, tmp_path / "broken")
-        except KeyboardInterrupt:
-            assert not (tmp_path / "broken/small.json").exists()
-        else:
-            break
-    assert attempt == len(calls) == 2 * (1 + 4)
+        assert not (tmp_path / "broken/small.json").exists()
+    evaluate_whole("small", trained, [0, 1, 2], SAMPLES, tmp_path / "broken")
+    assert len(calls) == num_parts
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
     # no NaN, which is not JSON
     json.loads((tmp_path / "broken/small.json").read_text(), parse_constant=pytest.fail)
@@ -398,7 +388,7 @@ def test_an_interrupted_evaluation_gives_the_same_file(trained, tmp_path, monkey
 
 def test_other_weights_or_questions_are_computed_again(trained, tmp_path):
     first = evaluate_whole("small", trained, [0], SAMPLES, tmp_path / "out")
-    lively(5, lru_max_iterations=2, num_hidden_layers=1).save_pretrained(trained / "0/model")
+    halting_model(5, lru_max_iterations=2, num_hidden_layers=1).save_pretrained(trained / "0/model")
     second = evaluate_whole("small", trained, [0], SAMPLES, tmp_path / "out")
     assert not first.equals(second) and second.equals(
         evaluate_whole("small", trained, [0], SAMPLES, tmp_path / "new")
@@ -416,30 +406,23 @@ def test_the_files_say_what_they_are(trained, tmp_path):
     assert list(free.seed.unique()) == [0, 2] and set(table.forced) == {0, 1}
     found = json.loads((tmp_path / "small.json").read_text())
     for seed in (0, 2):
-        report, counts = (
-            EvaluationReport.from_dict(found["reports"][str(seed)]),
-            free[free.seed == seed],
-        )
-        assert report.accuracy == accuracy_metrics(
-            counts
-        ) and report.lru.iterations_by_depth == pytest.approx(
-            lru_metrics(counts, 2).iterations_by_depth
-        )
-        assert (
-            report.efficiency.kv_compression_ratio > 0
-            and 0 <= report.efficiency.flops_reduction < 1
-        )
+        report = EvaluationReport.from_dict(found["reports"][str(seed)])
+        counts = free[free.seed == seed]
+        assert report.accuracy == accuracy_metrics(counts)
+        by_depth = lru_metrics(counts, 2).iterations_by_depth
+        assert report.lru.iterations_by_depth == pytest.approx(by_depth)
+        assert report.efficiency.kv_compression_ratio > 0
+        assert 0 <= report.efficiency.flops_reduction < 1
     (tmp_path / "small.json").write_text(json.dumps(found | {"version": 99}))
     with pytest.raises(ValueError, match="not zeromodel.evaluation version 1"):
         read_evaluation(tmp_path / "small.json")
 
 
-# ---------------------------------------------------------------- the clock, and what has no
-# meaning
+# ---------------------------------------------------------------- measured speed, missing numbers
 
 
 def test_speed_is_measured_on_the_same_inputs():
-    model, ids = lively(), torch.randint(len(TOKENIZER), (3, 20))
+    model, ids = halting_model(), torch.randint(len(TOKENIZER), (3, 20))
     found = measure_speed(model, ids, torch.ones_like(ids), repeats=6, decode_tokens=2)
     for name in (
         "adaptive_seconds",
@@ -477,7 +460,7 @@ def test_difficulty_curves(curve, slope, resilience):
     )
 
 
-def test_nothing_collected_is_not_a_number():
+def test_metrics_of_nothing_are_nan():
     empty = MetricsCollector()
     report = EvaluationReport(
         "empty",
