@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from zeromodel.evaluation.metrics import COLUMNS, FILE_COLUMNS, write_evaluation
+from zeromodel.evaluation.metrics import COLUMNS, FILE_COLUMNS
 from zeromodel.io import write_json
+from zeromodel.study.stages import write_answers
 
 TINY = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention="gqa"
@@ -52,12 +53,12 @@ def plant(
         "num_names": 6,
         "length": 40,
         "contrast": {"control": contrast[0], "treatment": contrast[1], "smallest_effect": 0.05},
+        "problems": {"levels": {"1": 1.0}, "forward": 1.0},
     }
-    write_json(report / "configs/study.json", study)
-    write_json(report / "configs/problems.json", {"levels": {"1": 1.0}, "forward": 1.0})
+    write_json(report / "study.json", study)
     for name, values in accuracy.items():
         write_json(
-            report / f"configs/{name}.json",
+            report / name / "config.json",
             {
                 "seeds": seeds or list(range(len(values))),
                 "config": {
@@ -66,7 +67,7 @@ def plant(
                 },
             },
         )
-        rows, reports = [], {}
+        runs, rows, reports = [], [], {}
         for seed, a in zip(seeds or range(len(values)), values, strict=True):
             if a == "missing":
                 continue
@@ -75,16 +76,14 @@ def plant(
                 if a == "failed"
                 else {"status": "finished", "parameters": 1000, "steps": 9, "seconds": 1.5}
             )
-            write_json(
-                report / f"runs/{name}/{seed}/manifest.json",
-                {"experiment": name, "seed": seed} | ended,
-            )
+            runs.append({"experiment": name, "seed": seed} | ended)
             if a == "failed":
                 continue
             rows += answers(seed, a) + answers(seed, 1.0, depth=1)
             reports[str(seed)] = {"lru": {"convergence_ratio": 0.25}}
             if forced:
                 rows += [r for k in (1, 2, 3, 4) for r in answers(seed, a * k / 4, k)]
-        write_evaluation(report / "evaluation", name, rows, reports)
-        write_json(report / f"closeups/{name}.json", {"seed": None, "closeups": []})
+        write_json(report / name / "runs.json", runs)
+        write_answers(report / name / "answers.parquet", rows, reports)
+        write_json(report / name / "closeups.json", {"seed": None, "closeups": []})
     return report

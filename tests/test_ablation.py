@@ -24,7 +24,7 @@ from zeromodel.study.runner import train_experiments
 from zeromodel.study.stages import write_problems
 from zeromodel.tasks.causal_loop.datasets import write_dataset
 
-RUNS = Path("reports/nano/runs")
+RUNS = Path("runs/nano/train")
 
 
 def tiny(folder: Path) -> Path:
@@ -295,9 +295,9 @@ def test_a_folder_of_its_own_has_what_belongs_to_it(finished, ablation):
     assert (
         (out / "index.html").exists()
         and (out / "ablation.json").exists()
-        and not (out / "runs/mla_only").exists()
+        and not (out / "mla_only").exists()
     )
-    assert sorted(p.parent.name for p in out.glob("runs/baseline/*/manifest.json")) == ["0"]
+    assert [m["seed"] for m in json.loads((out / "baseline/runs.json").read_text())] == [0]
 
 
 @pytest.mark.parametrize(

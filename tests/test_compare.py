@@ -120,7 +120,7 @@ def test_tables_and_report_from_a_copy_alone(tmp_path):
         tmp_path / "copied",
         {"base_line": OLD["baseline"], "50%&more": [None] * 5, "main": OLD["main"]},
     )
-    (tmp_path / "copied/evaluation/50%&more.json").unlink()
+    (tmp_path / "copied/50%&more/answers.parquet").unlink()
     (tmp_path / "empty").mkdir()
     env = dict(cwd=tmp_path / "empty")
     latex = run(

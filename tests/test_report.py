@@ -4,14 +4,23 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT
+from notebooks import execute_all
 from planted import UNIT, plant
 
+from zeromodel.study.compare import flat
 from zeromodel.study.report import figures_of, write_report
-from zeromodel.study.results import comparisons, equal_accuracy
+from zeromodel.study.results import (
+    comparisons,
+    equal_accuracy,
+    experiments_of,
+    seeds_of,
+    summarise,
+)
 
 WIDTHS = {
     "a": dict(intermediate_size=8),
@@ -139,7 +148,10 @@ def test_max_t_only_where_it_can_decide(tmp_path, seeds, failed, correction):
 
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory) -> Path:
-    """A planted study with all its figures, made by the notebooks through papermill."""
+    """A planted study with all its figures, made by the notebooks.
+
+    Here without papermill, which starts a kernel for each; test_study.py runs one with it.
+    """
     root = tmp_path_factory.mktemp("analysed")
     accuracy = {
         "a": [0.4, 0.41, "failed"],
@@ -153,43 +165,37 @@ def analysed(tmp_path_factory) -> Path:
         dict(zip(accuracy, WIDTHS.values(), strict=True)),
         forced=True,
     )
-    (root / "reports/planted/notebooks").mkdir()
-    for notebook in sorted((ROOT / "nbs/analysis").glob("*.ipynb")):
-        run(
-            "papermill",
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-            "-p",
-            "study",
-            "planted",
-            "-p",
-            "root",
-            str(root),
-            str(notebook),
-            str(root / f"reports/planted/notebooks/{notebook.name}"),
-            cwd=ROOT,
-        )
-    write_report(root / "reports/planted")
+    executed = root / "executed"
+    executed.mkdir()
+    for path in sorted((ROOT / "nbs/analysis").glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        tagged = (c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+        next(tagged)["source"] = [f"study, root = 'planted', {str(root)!r}"]
+        (executed / path.name).write_text(json.dumps(notebook))
+    for path, problem, _ in execute_all(sorted(executed.iterdir()), save=True, workers=1):
+        assert not problem, f"{path.name}: {problem}"
+    write_report(root / "reports/planted", root / "runs/planted/report")
     return root / "reports/planted"
 
 
 def test_every_notebook_runs_on_what_is_there(analysed):
-    drawn = {f["stem"].split("/")[1] for f in figures_of(analysed)}
+    drawn = {f["notebook"] for f in figures_of(analysed)}
     # the others have nothing to show here, and say so by being absent
     assert {"accuracy", "sizes", "ablations", "exits", "halting", "slopes"} <= drawn
-    assert "halting/5_convergence_ratio" in {
-        f["stem"].removeprefix("figures/") for f in figures_of(analysed)
-    }
+    assert "convergence_ratio" in {f["name"] for f in figures_of(analysed)}
+    made = analysed.parents[1] / "runs/planted/report"
     for f in figures_of(analysed):
-        for suffix in ("svg", "png", "pdf", "txt"):
-            assert (analysed / f"{f['stem']}.{suffix}").stat().st_size
+        for suffix in ("svg", "png", "pdf"):
+            assert (made / f["notebook"] / f"{f['name']}.{suffix}").stat().st_size
+        assert (analysed / f"figures/{f['name']}.png").exists() and f["caption"]
+    kept = {file.suffix for file in (analysed / "figures").iterdir()}
+    assert kept == {".png", ".csv"}  # the rest is made when it is asked for
     for table in ("main_results", "ablations", "costs", "runs"):
-        tex = (analysed / f"figures/tables/{table}.tex").read_text()
+        tex = (made / f"tables/{table}.tex").read_text()
         assert r"\toprule" in tex and r"wide\_50\%" in tex and r"wider\_\&\_more" in tex
-    main = pd.read_csv(analysed / "figures/tables/main_results.csv")
+    main = pd.read_csv(analysed / "figures/main_results.csv")
     # counts are whole numbers
-    assert (main[["parameters", "seeds", "failed", "missing"]].dtypes == int).all()
+    assert all(main[key].dtype.kind == "i" for key in ("parameters", "seeds", "failed", "missing"))
 
 
 class Links(HTMLParser):
@@ -216,7 +222,7 @@ def test_the_page_stands_alone(analysed, which):
     assert [
         link
         for link in links.found
-        if not link.startswith("data:") and not (report / link).exists()
+        if not link.startswith("data:") and not (report / unquote(link)).exists()
     ] == []
 
 
@@ -234,3 +240,33 @@ def test_readme_says_what_the_report_says():
     verdict = json.loads((ROOT / "reports/nano/summary.json").read_text())["verdict"]
     for readme in ("README.md", "README.zh-CN.md"):
         assert f"**{verdict}**" in (ROOT / readme).read_text()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [file.parent for file in sorted((ROOT / "reports").glob("**/study.json"))],
+    ids=lambda report: report.name,
+)
+def test_committed_results_give_the_committed_summary(report):
+    """The summary follows from the other files, and there are no files but those of the study."""
+    committed = flat(json.loads((report / "summary.json").read_text()))
+    again = flat(json.loads(json.dumps(summarise(report))))
+    assert again.keys() == committed.keys()
+    for key, value in committed.items():
+        expected = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        assert again[key] == expected, key
+    experiments = experiments_of(report)
+    for folder in (p for p in report.iterdir() if p.is_dir() and p.name != "figures"):
+        assert folder.name in experiments
+        assert {file.name for file in folder.iterdir()} == {
+            "config.json",
+            "runs.json",
+            "curves.csv",
+            "answers.parquet",
+            "closeups.json",
+        }
+        seeds = seeds_of(report, folder.name)
+        assert [m["seed"] for m in json.loads((folder / "runs.json").read_text())] == seeds
+        assert set(pd.read_csv(folder / "curves.csv").seed) == set(seeds)
+    listed = {f["name"] for kind in ("figure", "table") for f in figures_of(report, kind)}
+    assert {file.stem for file in (report / "figures").iterdir()} == listed
