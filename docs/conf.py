@@ -1,9 +1,8 @@
-"""The site of the documentation: the notebooks in the order of the course, and what they define.
+"""The site of the documentation: the notebooks as a course, and what they define.
 
-Nothing is executed, nothing is fetched.
+Notebooks are not executed, and nothing is fetched from the network.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -33,56 +32,52 @@ autodoc_default_options = {"members": True, "undoc-members": True, "member-order
 autodoc_typehints = "none"
 
 
+PARTS = {
+    "1_tasks": "1 Tasks",
+    "2_model": "2 Model",
+    "3_training": "3 Training",
+    "4_evaluation": "4 Evaluation",
+    "5_study": "5 Study",
+    "analysis": "Figures of the report",
+}
+
+
+def notebooks(folder: Path, pattern: str = "**/*.ipynb") -> list[str]:
+    """Names of the notebooks in `folder`, relative to the root and without suffix, sorted."""
+    found = sorted(folder.glob(pattern))
+    return [
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for path in found
+        if ".ipynb_checkpoints" not in path.parts
+    ]
+
+
+def toctree(caption: str, names: list[str]) -> str:
+    """A list of pages with a caption."""
+    pages = "\n".join(f"/{name}" for name in names)
+    return f"```{{toctree}}\n:maxdepth: 1\n:caption: {caption}\n\n{pages}\n```\n"
+
+
 def course() -> str:
-    """The table of the README as lists of notebooks, a caption for each part."""
-    text, part, parts = (
-        "".join(
-            line
-            for cell in json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"]
-            for line in (*cell["source"], "\n")
-        ),
-        "",
-        {},
-    )
-    for line in text.split("\n## The course\n")[1].split("\n## ")[0].splitlines():
-        if not (links := re.findall(r"\((nbs/\S+)\.ipynb\)", line)):
-            continue
-        part = line.split("|")[1].strip() or part
-        parts.setdefault(part, []).extend(links)
-    listed = {link for links in parts.values() for link in links} | {"nbs/index"}
-    parts["beside the course"] = sorted(
-        name
-        for p in (ROOT / "nbs").rglob("*.ipynb")
-        if (name := p.relative_to(ROOT).with_suffix("").as_posix()) not in listed
-        and ".ipynb_checkpoints" not in name
-    )
-    return "\n".join(
-        "\n".join(
-            [
-                "```{toctree}",
-                ":maxdepth: 1",
-                f":caption: {part}",
-                "",
-                *(f"/{link}" for link in links),
-                "```",
-                "",
-            ]
-        )
-        for part, links in parts.items()
-        if links
-    )
+    """The notebooks by folder, in the order of their numbers."""
+    nbs = ROOT / "nbs"
+    top = [name for name in notebooks(nbs, "*.ipynb") if name != "nbs/index"]
+    tour = [name for name in top if name == "nbs/00_tour"]
+    rest = [name for name in top if name != "nbs/00_tour"]
+    parts = {"0 Tour": tour}
+    parts |= {caption: notebooks(nbs / folder) for folder, caption in PARTS.items()}
+    parts["Command, files, watching"] = rest
+    return "\n".join(toctree(caption, names) for caption, names in parts.items() if names)
 
 
 def fill_in(app, docname, source):
-    """The course, in the place of its name."""
+    """Put the course in the place of the word COURSE."""
     if docname == root_doc:
         source[0] = source[0].replace("COURSE", course())
 
 
 def as_rst(app, what, name, obj, options, lines):
-    """Docstrings are Markdown: code in single backticks, links in brackets, stars that mean
-    nothing.
-    """
+    """Turn the Markdown of docstrings (code in backticks, links) into reStructuredText."""
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", "\n".join(lines))
     pieces = re.split(r"`+([^`]+)`+", text)
     lines[:] = "".join(
@@ -92,7 +87,7 @@ def as_rst(app, what, name, obj, options, lines):
 
 
 def as_mathml(writer, node, display: str):
-    """Browsers set MathML themselves: no script."""
+    """Write a formula as MathML, which browsers show without a script."""
     from docutils.nodes import SkipNode
 
     writer.body.append(latex2mathml.converter.convert(node.astext(), display=display))

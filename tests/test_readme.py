@@ -1,5 +1,5 @@
-"""What the documents say exists: links, commands, targets of make; and the Chinese README says
-what the English one says.
+"""Links, commands, targets of make and numbers in the documents are right, and the Chinese README
+says what the English one says.
 """
 
 import json
@@ -8,21 +8,30 @@ import shlex
 import sys
 import types
 from collections import Counter
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer
 import yaml
-from conftest import ROOT, run
+from conftest import ROOT
 
 import zeromodel
 from zeromodel.cli import app
 from zeromodel.evaluation.statistical_tests import paired_comparison
-from zeromodel.study.results import by_seed, costs, experiments_of, settings_of
 
 TRANSLATION = {"README.md": "README.zh-CN.md"}
-DOCUMENTS = ["README.md", "README.zh-CN.md", "INSTALL.md", "CHANGELOG.md"]
+DOCUMENTS = [
+    "README.md",
+    "README.zh-CN.md",
+    "INSTALL.md",
+    "CHANGELOG.md",
+    "docs/results.md",
+    "docs/LOG.md",
+    "docs/extend.md",
+]
 NOTEBOOKS = sorted(
     p.relative_to(ROOT).as_posix()
     for p in (ROOT / "nbs").rglob("*.ipynb")
@@ -52,13 +61,27 @@ def markdown(name: str) -> str:
     )
 
 
+def anchors(text: str) -> set[str]:
+    """The names of the headings of a document, as GitHub makes them."""
+    return {
+        re.sub(r"[^\w -]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+        for heading, _ in sections(text)
+    }
+
+
+def leads_nowhere(link: str, folder: Path) -> bool:
+    """Whether a relative link names no file, or a heading that its Markdown file lacks."""
+    name, _, anchor = link.partition("#")
+    path = folder / name
+    if not path.exists():
+        return True
+    return bool(anchor) and path.suffix == ".md" and anchor not in anchors(path.read_text())
+
+
 def broken_links(text: str, folder: Path) -> list[str]:
     """Relative links that lead nowhere."""
-    return [
-        link
-        for link in links(text)
-        if not re.match(r"\w+:|#", link) and not (folder / link.split("#")[0]).exists()
-    ]
+    relative = [link for link in links(text) if not re.match(r"\w+:|#", link)]
+    return [link for link in relative if leads_nowhere(link, folder)]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS + NOTEBOOKS)
@@ -69,9 +92,11 @@ def test_links(name):
 
 
 def test_a_broken_link_is_seen():
-    assert broken_links(
-        "[a](README.md) [`b`](no.md#c) `[c](d.md)` [e](https://f.g) ![h](i.png)", ROOT
-    ) == ["no.md#c", "i.png"]
+    text = (
+        "[a](README.md) [`b`](no.md#c) `[c](d.md)` [e](https://f.g) ![h](i.png)"
+        " [j](README.md#quick-start) [k](README.md#no-such-heading)"
+    )
+    assert broken_links(text, ROOT) == ["no.md#c", "i.png", "README.md#no-such-heading"]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -169,14 +194,18 @@ def sections(text: str) -> list[tuple[str, str]]:
 
 def inventory(body: str) -> dict[str, list[str]]:
     """What must be the same in every language."""
+    blocks = FENCE.findall(body)
     code = [
         line
-        for _, block in FENCE.findall(body)
+        for language, block in blocks
         for part in block.splitlines()
-        if (line := re.split(r"(?:^|\s+)# ", part)[0].rstrip())
+        if language and (line := re.split(r"(?:^|\s+)# ", part)[0].rstrip())
     ]
+    # diagrams and trees have words in them
+    lines = [str(block.count("\n")) for language, block in blocks if not language]
     return {
         "code": code,
+        "lines of diagrams": lines,
         "links and images": sorted(links(body)),
         "code in the text": sorted(re.findall(r"`([^`\n]+)`", FENCE.sub("", body))),
         "table rows": [str(len(re.findall(r"^\|", body, re.M)))],
@@ -240,146 +269,222 @@ def test_citation():
 
 
 def test_site_has_the_course(monkeypatch):
-    """Every notebook is in the site, those of the README's table in its order; what the site
-    needs is pinned.
+    """Every notebook is in the site once, by the numbers of the folders; what the site needs is
+    pinned.
     """
+    converter = types.ModuleType("latex2mathml.converter")
     monkeypatch.setitem(sys.modules, "latex2mathml", types.ModuleType("latex2mathml"))
-    monkeypatch.setitem(
-        sys.modules, "latex2mathml.converter", types.ModuleType("latex2mathml.converter")
-    )
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", converter)
     monkeypatch.setattr(sys, "path", [*sys.path])
     spec = spec_from_file_location("conf", ROOT / "docs/conf.py")
     spec.loader.exec_module(conf := module_from_spec(spec))
     listed = re.findall(r"^/(\S+)$", conf.course(), re.M)
-    table = [
-        link.removesuffix(".ipynb")
-        for link in links(dict(sections(markdown("README.md")))["## The course"])
-    ]
-    assert (
-        listed[: len(table)] == table
-        and set(listed) == {n.removesuffix(".ipynb") for n in NOTEBOOKS} - {"nbs/index"}
-        and len(listed) == len(set(listed))
-    )
+    assert sorted(listed) == sorted({n.removesuffix(".ipynb") for n in NOTEBOOKS} - {"nbs/index"})
+    numbered = [name for name in listed if re.match(r"nbs/\d_|nbs/00_", name)]
+    assert numbered == sorted(numbered)
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()}
     wanted = re.search(r"^docs = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert set(re.findall(r'"([\w-]+)"', wanted)) <= pins
 
 
-def test_the_course_goes_on():
-    """From the first notebook of the README's table to the last one before the report's, each
-    names the next.
-    """
-    course = [
-        ROOT / name
-        for name in links(dict(sections(markdown("README.md")))["## The course"])
-        if "/analysis/" not in name
-    ]
-    said = [
-        re.findall(
-            r"^Next: \[[^\]]+\]\(([^)]+)\)", markdown(notebook.relative_to(ROOT).as_posix()), re.M
-        )
-        for notebook in course
-    ]
-    assert [
-        [(notebook.parent / name).resolve() for name in names]
-        for notebook, names in zip(course, said, strict=True)
-    ] == [[following] for following in course[1:]] + [[]]
-
-
-@pytest.mark.parametrize(
-    "folder", sorted((ROOT / "reports").glob("*/configs")), ids=lambda folder: folder.parent.name
-)
-def test_nothing_old_lies_in_a_report(folder):
-    """Every committed file of a study is one that a stage of the pipeline leaves, for an
-    experiment and a seed that the study has.
-    """
-    report, spec = folder.parent, json.loads((folder / "study.json").read_text())
-    outs = set()
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
-        paths = [
-            path
-            for out in [*stage.get("outs", []), *stage.get("metrics", [])]
-            for path in ([out] if isinstance(out, str) else out)
-        ]
-        for key, values in stage.get("matrix", {"": [""]}).items():
-            for value in spec["run"] if values == "${run}" else values:
-                outs |= {
-                    path.replace("${study}", report.name).replace(f"${{item.{key}}}", value)
-                    for path in paths
-                }
-    committed = [
-        line
-        for line in run("git", "ls-files", f"reports/{report.name}", cwd=ROOT).stdout.splitlines()
-        if (ROOT / line).exists()
-    ]
-    assert (
-        committed
-        and [f for f in committed if not any(f == out or f.startswith(f"{out}/") for out in outs)]
-        == []
-    )
-    seeds = {
-        name: {str(s) for s in json.loads((folder / f"{name}.json").read_text())["seeds"]}
-        for name in spec["run"]
-    }
-    assert {
-        name: {p.name for p in (report / "runs" / name).iterdir() if p.is_dir()}
-        for name in spec["run"]
-    } == seeds
+def python_blocks(name: str) -> list[str]:
+    return [body for language, body in FENCE.findall(markdown(name)) if language == "python"]
 
 
 @pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
-@pytest.mark.parametrize("study", ["nano", "seeds", "longer"])
-def test_results_in_the_text_are_those_of_the_reports(name, study):
-    """The row of a study: steps, seeds, how many of them solve the deepest questions, the
-    verdict.
-    """
-    report, main = ROOT / "reports" / study, "mla_lru_adaptive"
-    solved, verdict = (
-        (by_seed(report) >= 0.99).sum(),
-        json.loads((report / "summary.json").read_text())["verdict"],
-    )
-    row = re.search(
-        rf"^\| `{study}`[^|]*\|(.*)\|$", (ROOT / name).read_text(encoding="utf-8"), re.M
-    )[1]
-    expected = [
-        settings_of(report, main)["training"]["steps"],
-        len(by_seed(report)),
-        solved[main],
-        solved["looped"],
-        solved["baseline_matched"],
-        f"**{verdict}**",
-    ]
-    assert [cell.strip() for cell in row.split("|")] == [str(x) for x in expected]
+def test_the_lines_of_python_run(name, capsys):
+    (block,) = python_blocks(name)
+    exec(compile(block, name, "exec"), {})
+    said, shape = capsys.readouterr().out.splitlines()[:2]
+    assert said == "A=1 B=3 C=4 -> 4"  # what the comment in the block says
+    assert shape.startswith("torch.Size([1, ")
+
+
+def test_the_example_of_a_statistic_runs():
+    exec(compile(python_blocks("docs/extend.md")[-1], "docs/extend.md", "exec"), {})
+
+
+# Numbers: what the documents say is what the reports hold.
+
+STUDIES = {
+    "nano": ROOT / "reports/nano",
+    "seeds": ROOT / "reports/first_design/seeds",
+    "longer": ROOT / "reports/first_design/longer",
+    "sizes": ROOT / "reports/first_design/sizes",
+}
+MAIN, CONTROL = "mla_lru_adaptive", "baseline_matched"
+
+
+@cache
+def summary(study: str) -> dict:
+    return json.loads((STUDIES[study] / "summary.json").read_text())
+
+
+@cache
+def answers(study: str, experiment: str) -> pd.DataFrame:
+    """Counts of answers: a row for each seed, forced exit, level, order, depth and outcome."""
+    return pd.read_parquet(STUDIES[study] / experiment / "answers.parquet")
+
+
+@cache
+def settings(study: str, experiment: str = MAIN) -> dict:
+    return json.loads((STUDIES[study] / experiment / "config.json").read_text())["config"]
+
+
+def number(x: float, digits: int = 3) -> str:
+    """A number as the tables write it: without a zero before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{x:.{digits}f}")
+
+
+def signed(x: float) -> str:
+    return ("+" if x >= 0 else "") + number(x)
+
+
+def accuracy(study: str, experiment: str) -> str:
+    """Mean accuracy at the deepest trained depth."""
+    return number(summary(study)["experiments"][experiment]["deepest"])
+
+
+def share(rows: pd.DataFrame) -> pd.Series:
+    """Share of right answers for each seed."""
+    right = rows[rows.correct == 1].groupby("seed").n.sum()
+    asked = rows.groupby("seed").n.sum()
+    return right.reindex(asked.index, fill_value=0) / asked
+
+
+def solved(study: str, experiment: str) -> str:
+    """How many seeds answer at least 99% of the deepest questions."""
+    rows = answers(study, experiment).query("level == 1 and forward == 1 and forced == 0")
+    by_seed = share(rows[rows.depth == summary(study)["deepest_depth"]])
+    return f"{(by_seed >= 0.99).sum()} of {len(by_seed)}"
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Cells of the rows of Markdown tables by their first cell; backticks are dropped."""
+    rows = re.findall(r"^\| ?(.*?) ?\|$", text, re.M)
+    cells = [[cell.strip().replace("`", "") for cell in row.split("|")] for row in rows]
+    return {first: rest for first, *rest in cells}
+
+
+def results_section(heading: str) -> str:
+    found = [b for h, b in sections(markdown("docs/results.md")) if heading in h]
+    assert len(found) == 1, heading
+    return found[0]
 
 
 @pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
-def test_larger_plain_models_in_the_text_are_those_of_the_report(name):
-    """Parameters, operations relative to the main model, mean accuracy and how many seeds solve
-    it; and the three claims below the table.
-    """
-    report, main = ROOT / "reports/sizes", "mla_lru_adaptive"
-    cost, scores = costs(report, experiments_of(report)), by_seed(report)
-    rows = re.findall(
-        r"^\| `(\w+)`[，,][^|]*\| ([\d,]+) \| ([\d.]+) \| (\.\d\d) \| (\d) (?:of|/) (\d) \|$",
-        (ROOT / name).read_text(encoding="utf-8"),
-        re.M,
-    )
-    expected = [
-        (
-            n,
-            f"{cost.parameters[n]:,}",
-            f"{cost.flops[n] / cost.flops[main]:.2f}" if n != main else "1",
-            f"{scores[n].mean():.2f}".lstrip("0"),
-            str((scores[n] >= 0.99).sum()),
-            str(len(scores)),
-        )
-        for n, *_ in rows
+@pytest.mark.parametrize("study", STUDIES)
+def test_results_in_the_readme_are_those_of_the_reports(name, study):
+    rows = {re.split("[,，]", first)[0]: rest for first, rest in rows_of(markdown(name)).items()}
+    experiments = summary(study)["experiments"]
+    assert rows[study] == [
+        str(experiments[MAIN]["seeds"]),
+        str(settings(study)["training"]["steps"]),
+        accuracy(study, MAIN),
+        accuracy(study, "looped") if "looped" in experiments else "–",
+        accuracy(study, CONTROL),
+        f"**{summary(study)['verdict']}**",
     ]
-    assert rows == expected and {n for n, *_ in rows} == set(experiments_of(report)) - {"baseline"}
-    deep = paired_comparison(scores.baseline_deep, scores[main])
-    assert (
-        not deep.significant
-        and f"{cost.parameters.baseline_deep / cost.parameters[main]:.1f}" == "2.2"
-        and json.loads((report / "summary.json").read_text())["verdict"] == "supported"
-    )
-    assert (scores[main] < 0.3).sum() == 1
+
+
+@pytest.mark.parametrize("name", [*TRANSLATION, *TRANSLATION.values()])
+def test_numbers_in_the_answer_are_those_of_the_reports(name):
+    """Every number with a point and every count of seeds in the second section, in its order."""
+    sizes = {n: e["parameters"] for n, e in summary("sizes")["experiments"].items()}
+    deep, double = (sizes[n] / sizes[MAIN] for n in ("baseline_deep", "baseline_double"))
+    expected = [
+        accuracy("seeds", MAIN),
+        accuracy("seeds", CONTROL),
+        f"{double:.1f}",
+        accuracy("sizes", "baseline_double"),
+        accuracy("sizes", MAIN),
+        solved("longer", "looped"),
+        f"{deep:.1f}",
+        solved("seeds", MAIN),
+        solved("sizes", MAIN),
+    ]
+    assert solved("longer", "looped") == solved("longer", MAIN)  # "both"
+    text = sections(markdown(name))[1][1]
+    found = re.findall(r"\d*\.\d+|\d+(?: of |/)\d+", text)
+    assert [x.replace("/", " of ") for x in found] == expected
+
+
+ROWS = [(study, experiment) for study in STUDIES for experiment in summary(study)["experiments"]]
+
+
+@pytest.mark.parametrize("study,experiment", ROWS)
+def test_rows_of_the_studies_are_those_of_the_reports(study, experiment):
+    rows = rows_of(results_section(f"## `{study}`"))
+    of = summary(study)["experiments"][experiment]
+    assert rows[experiment] == [
+        f"{of['parameters']:,}",
+        f"{of['flops']:,}",
+        number(of["deepest"]),
+        f"{number(of['lower'])} to {number(of['upper'])}",
+        solved(study, experiment),
+    ]
+    assert len(rows) - 2 == len(summary(study)["experiments"])  # header and rule
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_verdicts_are_those_of_the_reports(study):
+    report, contrast = summary(study)["comparison"], summary(study)["contrast"]
+    assert rows_of(results_section("## Verdicts"))[study] == [
+        contrast["treatment"],
+        contrast["control"],
+        signed(report["difference"]),
+        f"{signed(report['lower'])} to {signed(report['upper'])}",
+        number(report["p_value"], 4),
+        summary(study)["verdict"],
+    ]
+
+
+def test_no_difference_to_six_layers_is_shown():
+    rows = "level == 1 and forward == 1 and forced == 0 and depth == 2"
+    deep, main = (share(answers("sizes", n).query(rows)) for n in ("baseline_deep", MAIN))
+    found = paired_comparison(deep, main)
+    low, high = (re.sub("0[.]", ".", f"{x:+.2f}") for x in (found.lower, found.upper))
+    assert not found.significant
+    said = results_section("## Verdicts")
+    assert f"ahead by {(main - deep).mean():+.2f}".replace("0.", ".") in said
+    assert f"(interval {low} to {high})" in said
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_machines_are_those_of_the_runs(study):
+    runs = [
+        run
+        for experiment in summary(study)["experiments"]
+        for run in json.loads((STUDIES[study] / experiment / "runs.json").read_text())
+    ]
+    versions = {(r["versions"]["torch"], r["versions"]["transformers"]) for r in runs}
+    assert len(versions) == 1 and {r["status"] for r in runs} == {"finished"}
+    _, *said, python, count = rows_of(results_section("## Machine"))[study]
+    assert (tuple(said), python) == (*versions, runs[0]["versions"]["python"])
+    assert count == str(len(runs))
+
+
+CARRIED = {
+    "level 1, chains, forward order": "level == 1 and forward == 1",
+    "level 2, one loop": "level == 2 and forward == 1",
+    "level 3, joins": "level == 3 and forward == 1",
+    "level 4, nested loops": "level == 4 and forward == 1",
+    "chains in random order, depth 1": "level == 1 and forward == 0 and depth == 1",
+    "chains in random order, depth 2": "level == 1 and forward == 0 and depth == 2",
+}
+
+
+@pytest.mark.parametrize("row", CARRIED)
+def test_what_carries_over_is_in_the_answers(row):
+    expected = [
+        number(share(answers("seeds", n).query(f"forced == 0 and {CARRIED[row]}")).mean())
+        for n in (MAIN, "looped", CONTROL)
+    ]
+    assert rows_of(results_section("## What carries over"))[row] == expected
+
+
+@pytest.mark.parametrize("depth", range(3))
+def test_forced_exits_are_in_the_answers(depth):
+    rows = answers("seeds", MAIN).query(f"level == 1 and forward == 1 and depth == {depth}")
+    expected = [number(share(rows[rows.forced == n]).mean()) for n in range(1, 7)]
+    assert rows_of(results_section("## What carries over"))[str(depth)] == expected
