@@ -15,7 +15,9 @@ sys.path.insert(0, str(ROOT))
 project, author, html_title = "ZeroModel", "ZeroModel Authors", "ZeroModel"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.apidoc"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "nbs/**", "*.md"]
+# pages of reports are linked from the results and are in no list of contents
+include_patterns = ["docs/**", "nbs/**", "*.md", "reports/**/*.md"]
+suppress_warnings = ["toc.not_included"]
 exclude_patterns = ["nbs/index.ipynb", "**/.ipynb_checkpoints"]  # the index is README.md
 html_theme, html_copy_source, html_show_sphinx = "furo", False, False
 nb_execution_mode = "off"
